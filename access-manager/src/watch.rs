@@ -40,12 +40,15 @@ pub fn requests() -> (Requester, Requests) {
     (Requester(sender), Requests(receiver))
 }
 
-/// Calls `synchronise` now, then after each `pause` and after each request, forever.
-pub fn watch(pause: Duration, requests: &Requests, mut synchronise: impl FnMut()) -> ! {
+/// Calls `synchronise` now, then after each `pause` and after each request, forever; with `true` after a request.
+pub fn watch(pause: Duration, requests: &Requests, mut synchronise: impl FnMut(bool)) -> ! {
+    let mut asked = false;
     loop {
-        synchronise();
+        synchronise(asked);
         std::thread::sleep(GAP);
-        if let Err(std::sync::mpsc::RecvTimeoutError::Disconnected) = requests.0.recv_timeout(pause) {
+        let received = requests.0.recv_timeout(pause);
+        asked = received.is_ok();
+        if let Err(std::sync::mpsc::RecvTimeoutError::Disconnected) = received {
             // Without a server for webhooks there are no requests.
             std::thread::sleep(pause);
         }

@@ -149,6 +149,19 @@ fn members_for_other_boxes_stay_out_under_watch_as_under_sync() {
 }
 
 #[test]
+fn others_who_wait_for_webhooks_are_told_of_each_and_of_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pushed");
+    let watch = Watch::of(&users("alice", A), &["--touch", file.to_str().unwrap()]);
+    assert!(!file.exists(), "nobody has asked yet");
+    for _ in 0..2 {
+        assert_eq!(watch.send("{}", &["-H", &format!("X-Gitlab-Token: {SECRET}")]), "202");
+        watch.wait("the file", || file.exists());
+        std::fs::remove_file(&file).unwrap();
+    }
+}
+
+#[test]
 fn who_does_not_know_the_secret_moves_nothing() {
     let watch = Watch::start();
     watch.scene.commit(&users("bob", B), &[]);

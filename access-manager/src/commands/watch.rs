@@ -32,6 +32,9 @@ pub struct WatchArgs {
     /// The secrets of the webhooks, one in a line
     #[arg(long, value_name = "FILE", requires = "listen")]
     secret_file: Option<PathBuf>,
+    /// Write to this file whenever a webhook asks; others can wait for it
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    touch: Option<PathBuf>,
 }
 
 pub fn watch(args: WatchArgs) -> ExitCode {
@@ -57,7 +60,12 @@ pub fn watch(args: WatchArgs) -> ExitCode {
         });
     }
     let arguments = args.source.arguments();
-    watch::watch(Duration::from_secs(args.every), &requests, || {
+    watch::watch(Duration::from_secs(args.every), &requests, |asked| {
+        if let Some(file) = args.touch.as_ref().filter(|_| asked)
+            && let Err(e) = std::fs::write(file, "")
+        {
+            eprintln!("error: cannot write {}\n   cause: {e}", file.display());
+        }
         let mut child = match Command::new(&program).arg("sync").args(&arguments).spawn() {
             Ok(child) => child,
             Err(e) => return eprintln!("error: cannot start {}\n   cause: {e}", program.display()),
