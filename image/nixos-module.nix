@@ -28,10 +28,18 @@ let
     mkdir -p $out/lib/systemd/system
     cd ${./rootfs/etc/systemd/system}
     cp builder-agent.service barnraiser-builds.service barnraiser-firewall.service barnraiser-roster.service barnraiser-roster.timer \
-      barnraiser-webhook.service barnraiser-sync.path $out/lib/systemd/system/
+      barnraiser-webhook.service barnraiser-sync.path barnraiser-mirrors.service barnraiser-mirrors-now.service \
+      barnraiser-mirrors.path $out/lib/systemd/system/
     chmod -R u+w $out
+    # The image has git only in the root file system of homes; here it is a package, and other lines hide keys and store.
+    sed -i $out/lib/systemd/system/barnraiser-mirrors.service \
+      -e '/x2dgit\.mount$/d' -e '/^ConditionPathExists=/d' -e '/^RootDirectory=/d' -e '/^MountAPIVFS=/d' \
+      -e '/^TemporaryFileSystem=/d' -e '/^BindReadOnlyPaths=/d' -e '/^Environment=PATH=/d' \
+      -e 's|/usr/local/bin/builder-agent|/usr/lib/barnraiser/builder-agent|'
     substituteInPlace $out/lib/systemd/system/*.service --replace-quiet /usr/lib/barnraiser ${home} \
-      --replace-quiet /bin/true ${pkgs.coreutils}/bin/true
+      --replace-quiet /bin/true ${pkgs.coreutils}/bin/true \
+      --replace-quiet /bin/kill ${pkgs.util-linux}/bin/kill \
+      --replace-quiet /bin/systemctl ${pkgs.systemd}/bin/systemctl
   '';
   # Options that name a file: one that may be in the Nix store, which everybody reads, and one that may not.
   named =
@@ -154,6 +162,11 @@ in
       group = "barnraiser-roster";
     };
     users.groups.barnraiser-roster = { };
+    users.users.barnraiser-mirrors = {
+      isSystemUser = true;
+      group = "barnraiser-mirrors";
+    };
+    users.groups.barnraiser-mirrors = { };
     boot.kernelModules = [
       "kvm-amd"
       "kvm-intel"
@@ -188,6 +201,23 @@ in
         "barnraiser.webhook-secret:${cfg.roster.webhook.secretFile}"
       ];
     };
+    systemd.services.barnraiser-mirrors = {
+      wantedBy = [ "multi-user.target" ];
+      restartTriggers = [ settings ];
+      path = [
+        pkgs.git
+        pkgs.openssh
+      ];
+      serviceConfig = {
+        InaccessiblePaths = [
+          "-/persist"
+          "-/var/lib/barnraiser"
+        ];
+        PrivateTmp = true;
+        ProtectHome = true;
+      };
+    };
+    systemd.paths.barnraiser-mirrors.wantedBy = [ "multi-user.target" ];
     systemd.timers.barnraiser-roster.wantedBy = [ "timers.target" ];
     systemd.paths.barnraiser-sync.wantedBy = [ "multi-user.target" ];
   };

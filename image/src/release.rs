@@ -28,6 +28,8 @@ const BOX_MODULES: [&str; 4] = ["loop", "erofs", "overlay", "virtio_net"];
 const PROGRAMS: &str = "usr/lib/barnraiser";
 /// The user of barnraiser-roster.service.
 const ROSTER_USER: &str = "barnraiser-roster";
+/// The user of barnraiser-mirrors.service.
+const MIRRORS_USER: &str = "barnraiser-mirrors";
 
 /// Removed from the finished tree: no program on the box reads these.
 const PRUNED: [&str; 12] = [
@@ -153,6 +155,7 @@ fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
         overlay(folder, tree)?;
     }
     add_user(tree, ROSTER_USER, "Barnraiser: who may build here")?;
+    add_user(tree, MIRRORS_USER, "Barnraiser: mirrors of git repositories")?;
     let programs = tree.join(PROGRAMS);
     std::fs::create_dir_all(&programs).map_err(failed("make", &programs))?;
     for (from, name) in [(&inputs.agent, "builder-agent"), (&inputs.access_manager, "access-manager")] {

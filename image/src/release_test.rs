@@ -93,23 +93,29 @@ fn our_files_win_over_the_bases_and_the_package_database_goes() {
 }
 
 #[test]
-fn the_user_of_the_roster_exists_and_is_nobody_else() {
+fn the_users_of_roster_and_mirrors_exist_and_are_nobody_else() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let tree = tree(dir.path(), "tree");
     lay_out(&inputs(dir.path()), &tree).unwrap();
-    let last = |file: &str| {
-        let text = std::fs::read_to_string(tree.join(file)).unwrap();
-        assert!(text.starts_with("root:x:0:"), "{text}");
-        text.lines().last().unwrap().to_owned()
-    };
-    let user = last("etc/passwd");
-    assert!(
-        user.starts_with("barnraiser-roster:x:897:897:") && user.ends_with(":/usr/sbin/nologin"),
-        "{user}"
-    );
-    assert_eq!(last("etc/group"), "barnraiser-roster:x:897:");
-    let unit = std::fs::read_to_string(tree.join("etc/systemd/system/barnraiser-roster.service")).unwrap();
-    assert!(unit.contains(&format!("\nUser={ROSTER_USER}\nGroup={ROSTER_USER}\n")), "{unit}");
+    for (user, id) in [(ROSTER_USER, 897), (MIRRORS_USER, 896)] {
+        let line = |file: &str| {
+            let text = std::fs::read_to_string(tree.join(file)).unwrap();
+            assert!(text.starts_with("root:x:0:"), "{text}");
+            let start = format!("{user}:");
+            text.lines().find(|line| line.starts_with(&start)).unwrap_or_default().to_owned()
+        };
+        let passwd = line("etc/passwd");
+        assert!(
+            passwd.starts_with(&format!("{user}:x:{id}:{id}:")) && passwd.ends_with(":/usr/sbin/nologin"),
+            "{passwd}"
+        );
+        assert_eq!(line("etc/group"), format!("{user}:x:{id}:"));
+    }
+    for (name, user) in [("barnraiser-roster", ROSTER_USER), ("barnraiser-mirrors", MIRRORS_USER)] {
+        let unit = tree.join(format!("etc/systemd/system/{name}.service"));
+        let unit = std::fs::read_to_string(unit).unwrap();
+        assert!(unit.contains(&format!("\nUser={user}\nGroup={user}\n")), "{unit}");
+    }
 }
 
 #[test]

@@ -92,6 +92,51 @@ fn what_fetches_the_roster_sees_neither_the_keys_nor_the_store() {
     assert!(persist.contains("mount --bind /persist/roster \"$kept\""), "{persist}");
 }
 
+/// git reads what strangers send. Of the box it sees its own folder, and files that are no secret.
+#[test]
+fn what_fetches_mirrors_sees_neither_the_keys_nor_the_store() {
+    let name = "barnraiser-mirrors.service";
+    for key in ["User", "Group"] {
+        assert_eq!(unit(name, key), ["barnraiser-mirrors"]);
+    }
+    assert_eq!(unit(name, "RootDirectory"), ["/run/barnraiser-git"]);
+    assert_eq!(unit("run-barnraiser\\x2dgit.mount", "Where"), ["/run/barnraiser-git"]);
+    let shown = unit(name, "BindReadOnlyPaths");
+    for path in &shown {
+        let from = path.split(':').next().unwrap_or_default();
+        assert!(!["/persist", "/var", "/etc", "/etc/barnraiser", "/"].contains(&from), "{path}");
+        assert!(!from.starts_with("/persist") && !from.starts_with("/var/lib/barnraiser"), "{path}");
+    }
+    assert!(shown.contains(&"/usr/lib/barnraiser/builder-agent:/usr/local/bin/builder-agent".to_owned()));
+    assert_eq!(unit(name, "BindPaths"), [""; 0]);
+    assert_eq!(unit(name, "StateDirectory"), ["barnraiser-mirrors"]);
+    assert_eq!(unit(name, "NoNewPrivileges"), ["yes"]);
+    assert_eq!(unit(name, "CapabilityBoundingSet"), [""; 0]);
+    // It goes before a build, and takes nothing that the agent needs.
+    let score: i32 = unit(name, "OOMScoreAdjust")[0].parse().expect("a number");
+    assert!(score > 0, "{score}");
+    assert_eq!(unit(name, "OOMPolicy"), ["continue"]);
+    let options = text("rootfs/etc/systemd/system/var-lib-barnraiser\\x2dmirrors.mount");
+    let size = options.split("size=").nth(1).and_then(|rest| rest.split('%').next()).expect("a size");
+    let size: u32 = size.parse().expect("percent");
+    assert!(size < percent(&unit(name, "MemoryMax")), "what it writes counts as its memory");
+}
+
+/// The box's name of the file that the webhook replaces is in the script, the file of a maintainer in `ssh::commands::sync`.
+#[test]
+fn webhook_and_maintainer_ask_for_mirrors_too() {
+    let waits = unit("barnraiser-mirrors.path", "PathChanged");
+    assert_eq!(waits, ["/var/lib/barnraiser/sync-requested", "/run/barnraiser/pushed"]);
+    assert_eq!(unit("barnraiser-sync.path", "PathChanged"), waits[..1]);
+    assert!(text("rootfs/usr/lib/barnraiser/roster-sync").contains("--touch /run/barnraiser/pushed"));
+    let now = unit("barnraiser-mirrors-now.service", "ExecStart").join(" ");
+    assert!(now.ends_with("--signal=USR1 barnraiser-mirrors.service"), "{now}");
+    for name in ["barnraiser-mirrors.path", "barnraiser-mirrors.service"] {
+        let link = image().join("rootfs/etc/systemd/system/multi-user.target.wants").join(name);
+        assert!(link.exists(), "{name}");
+    }
+}
+
 #[test]
 fn nixos_has_the_same_units_and_changes_none_of_their_limits() {
     let module = text("nixos-module.nix");
