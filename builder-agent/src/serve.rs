@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use russh::keys::PrivateKey;
 use rustix::process::{Resource, Rlimit};
-use sandbox::{Backend, Received};
+use sandbox::{Backend, Image, Received, Segment};
 use ssh::Stop;
 use store::{Closure, Durability, LongWork, Space, Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +23,7 @@ use builds::kept::KeptLogs;
 use builds::realise::Realiser;
 use builds::schedule::{Embedded, Heir, Parts, Taken, WrittenRuns};
 use daemon::Agent;
-use homes::{Homes, Machines, Micro};
+use homes::{Beside, Homes, Machines, Micro};
 use ledger::Ledger;
 use members::{Checks, Identities, Roster};
 use net::HttpClient;
@@ -258,7 +258,7 @@ async fn open(
         name: config.name.clone(),
         network: config.network.builds,
         certificates: backend::network_certificates(&config),
-        beside: Arc::new(Vec::new),
+        beside: repositories(&config),
         store: store.clone(),
         roster: roster.clone(),
         ledger: ledger.clone(),
@@ -287,6 +287,25 @@ async fn open(
         paces,
     });
     Ok((agent, embedded, open, taken))
+}
+
+/// The mirrors that homes show, as they are when a home is opened.
+fn repositories(config: &Arc<Config>) -> Beside {
+    let config = config.clone();
+    Arc::new(move || {
+        let of = |name: &str| match mirrors::snapshot(&config.mirrors.folder(name)) {
+            Ok(composed) => {
+                let segments = composed.segments.into_iter();
+                let segments = segments.map(|(file, offset, len)| Segment { file, offset, len }).collect();
+                Some((format!("{name}.git"), Image { segments }))
+            }
+            Err(error) => {
+                tracing::warn!(name, %error, "a mirror cannot be shown");
+                None
+            }
+        };
+        config.mirrors.repositories.iter().filter_map(|repository| of(repository.name())).collect()
+    })
 }
 
 /// What homes run in, or why there are none.

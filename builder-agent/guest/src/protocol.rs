@@ -190,7 +190,7 @@ pub struct Attach {
     pub paths: Vec<String>,
     /// Store paths that are small regular files, whose contents follow.
     pub files: Vec<StoreFile>,
-    /// They are no store paths, and are shown in the root directory of the home.
+    /// The one path is no store path: the image as a whole is shown under this name in the root directory of the home.
     #[serde(default)]
     pub in_root: bool,
 }

@@ -110,7 +110,7 @@ impl Home {
         let (control, member) = (self.control.clone(), self.member.name.clone());
         let showing = self.threads.alone("home beside", move || {
             for (name, image) in beside() {
-                if let Err(error) = control.show_in_root(&image, std::slice::from_ref(&name)) {
+                if let Err(error) = control.show_in_root(&image, &name) {
                     tracing::warn!(%member, name, %error, "a home does not show a repository");
                 }
             }

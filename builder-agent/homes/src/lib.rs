@@ -43,7 +43,7 @@ pub struct Terms {
 /// Serves the connections of Nix in homes. One call for each; it must not block.
 pub type NixDoor = Arc<dyn Fn(Arc<Home>, Stream) + Send + Sync>;
 
-/// Folders for the root directory of a home, each with its name, which is that of the only entry of its image. It may take a while.
+/// Folders for the root directory of a home, each with its name. It may take a while.
 pub type Beside = Arc<dyn Fn() -> Vec<(String, sandbox::Image)> + Send + Sync>;
 
 /// What homes need of the box.

@@ -31,8 +31,8 @@ pub trait Control: Send + Sync {
         files: &[SmallFile],
     ) -> Result<(), RequestError>;
 
-    /// Shows what an image has in the root directory of the home, by the names in the image's.
-    fn show_in_root(&self, image: &Image, names: &[String]) -> Result<(), RequestError>;
+    /// Shows an image as a whole, under this name in the root directory of the home.
+    fn show_in_root(&self, image: &Image, name: &str) -> Result<(), RequestError>;
 }
 
 /// Owns a machine.
@@ -66,8 +66,8 @@ impl Control for home::Control {
         home::Control::attach(self, image, paths, files)
     }
 
-    fn show_in_root(&self, image: &Image, names: &[String]) -> Result<(), RequestError> {
-        home::Control::show_in_root(self, image, names)
+    fn show_in_root(&self, image: &Image, name: &str) -> Result<(), RequestError> {
+        home::Control::show_in_root(self, image, name)
     }
 }
 

@@ -162,8 +162,8 @@ impl Control for Place {
     }
 
     /// The root of this machine stays as it is.
-    fn show_in_root(&self, _image: &Image, names: &[String]) -> Result<(), RequestError> {
-        self.attached.lock().expect("what is attached").in_root.extend_from_slice(names);
+    fn show_in_root(&self, _image: &Image, name: &str) -> Result<(), RequestError> {
+        self.attached.lock().expect("what is attached").in_root.push(name.to_owned());
         Ok(())
     }
 }

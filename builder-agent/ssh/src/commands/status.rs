@@ -43,6 +43,9 @@ struct Status {
     signing_key: String,
     builds: Builds,
     homes: Homes,
+    /// The git repositories that homes show.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mirrors: Vec<Mirror>,
     /// Why the box starts no builds, if a maintainer has drained it.
     #[serde(skip_serializing_if = "Option::is_none")]
     drained: Option<Drained>,
@@ -60,6 +63,34 @@ struct Homes {
     /// Why there are none on this box.
     #[serde(skip_serializing_if = "Option::is_none")]
     none_because: Option<String>,
+}
+
+/// One of them; `None`: it has not been fetched yet, or its status cannot be read.
+#[derive(Serialize)]
+struct Mirror {
+    name: String,
+    status: Option<mirrors::Status>,
+}
+
+impl Mirror {
+    fn text(&self) -> String {
+        let Some(status) = &self.status else { return "not fetched yet".into() };
+        let mut text = match (&status.commit, status.committed) {
+            (Some(commit), Some(committed)) => format!("commit {commit} of {}", date::shown(committed)),
+            _ => "empty".to_owned(),
+        };
+        if let Some(checked) = status.checked {
+            text.push_str(&format!(", checked {}", date::shown(checked)));
+        }
+        if let Some(failure) = &status.failure {
+            text.push_str(&format!(
+                "; failed at {}: {}",
+                date::shown(failure.at),
+                printable::start(&failure.why, 300)
+            ));
+        }
+        text
+    }
 }
 
 /// How many builds of everybody there are, and how many can run.
@@ -107,6 +138,15 @@ impl Status {
                 most: agent.homes.most(),
                 none_because: agent.homes.none_because().map(str::to_owned),
             },
+            mirrors: config
+                .mirrors
+                .repositories
+                .iter()
+                .map(|repository| Mirror {
+                    name: repository.name().to_owned(),
+                    status: mirrors::Status::read(&config.mirrors.dir, repository.name()).ok().flatten(),
+                })
+                .collect(),
             drained: agent.realiser.scheduler.drained().map(|drained| (*drained).clone()),
             store: super::is_maintainer(&now, member).then(|| Room::of(agent)).flatten(),
             roster: Roster {
@@ -143,6 +183,14 @@ impl Status {
             Some(why) => writeln!(text, "homes        none: {why}"),
             None => writeln!(text, "homes        {open} of {most} in use"),
         };
+        for mirror in &self.mirrors {
+            let _ = writeln!(
+                text,
+                "mirror       /{}.git: {}",
+                mirror.name,
+                mirror.text().replace('\n', "\n             ")
+            );
+        }
         if let Some(drained) = &self.drained {
             let _ = writeln!(text, "drained      {drained}");
             if let Some(deadline) = drained.deadline {

@@ -39,6 +39,8 @@ struct Target<'a> {
     dir: &'a Path,
     /// For messages.
     called: &'static str,
+    /// The image has no entry of the name: it is shown as a whole.
+    whole: bool,
 }
 
 impl Target<'_> {
@@ -76,8 +78,8 @@ impl Store {
     pub fn attach(&mut self, request: &Attach, stream: &mut Stream) -> io::Result<io::Result<()>> {
         let (root, dir) = (self.root.clone(), self.dir.clone());
         let to = match request.in_root {
-            true => Target { dir: &root, called: "/" },
-            false => Target { dir: &dir, called: "/nix/store/" },
+            true => Target { dir: &root, called: "/", whole: true },
+            false => Target { dir: &dir, called: "/nix/store/", whole: false },
         };
         let mut made = Vec::new();
         let mut shown = Ok(());
@@ -169,7 +171,8 @@ impl Store {
     }
 
     fn show(&self, to: Target<'_>, name: &str, made: &mut Vec<Made>) -> io::Result<()> {
-        let (source, target) = (self.staging.join(name), to.place(name)?);
+        let source = if to.whole { self.staging.clone() } else { self.staging.join(name) };
+        let target = to.place(name)?;
         let kind = source
             .symlink_metadata()
             .map_err(|e| io::Error::new(e.kind(), format!("the image does not have it: {e}")))?

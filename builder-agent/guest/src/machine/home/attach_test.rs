@@ -172,13 +172,15 @@ fn paths_of_an_image_and_small_files_are_shown_as_nix_has_them() {
 fn what_is_no_store_path_is_shown_in_the_root_directory() {
     let folder = in_namespaces!("what_is_no_store_path_is_shown_in_the_root_directory");
     let (mut store, ranges) = store(&folder, &[&tree(&folder, "one")]);
-    let request = Attach { in_root: true, ..request(Some(ranges[0]), &["aaa-folder"], &[]) };
+    let request = Attach { in_root: true, ..request(Some(ranges[0]), &["nixpkgs.git"], &[]) };
     attach(&mut store, &request, &[]).unwrap();
-    assert_eq!(names(&folder.join("root")), ["aaa-folder"]);
-    assert!(names(&store.dir).is_empty());
-    let missing = Attach { paths: vec!["zzz".into()], ..request };
-    let error = attach(&mut store, &missing, &[]).unwrap_err().to_string();
-    assert!(error.starts_with("cannot show /zzz: "), "{error}");
+    let shown = folder.join("root/nixpkgs.git");
+    assert_eq!(names(&shown), EVERY_KIND);
+    assert_eq!(fs::read_to_string(shown.join("bbb-file")).unwrap(), "one");
+    assert!(names(&store.dir).is_empty() && names(&store.staging).is_empty());
+    let wrong = Attach { paths: vec!["..".into()], ..request };
+    let error = attach(&mut store, &wrong, &[]).unwrap_err().to_string();
+    assert!(error.starts_with("cannot show /..: "), "{error}");
 }
 
 #[test]

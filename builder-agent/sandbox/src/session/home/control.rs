@@ -160,9 +160,9 @@ impl Control {
         self.show(image, (paths, files), false)
     }
 
-    /// Shows what an image has in the root directory of the home: `names` are those of its root. As [`Control::attach`].
-    pub fn show_in_root(&self, image: &Image, names: &[String]) -> Result<(), RequestError> {
-        self.show(Some(image), (names, &[]), true)
+    /// Shows an image as a whole, under this name in the root directory of the home. As [`Control::attach`].
+    pub fn show_in_root(&self, image: &Image, name: &str) -> Result<(), RequestError> {
+        self.show(Some(image), (&[name.to_owned()], &[]), true)
     }
 
     fn show(
