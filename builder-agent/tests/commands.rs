@@ -154,6 +154,9 @@ fn every_command_for_people_has_json_and_help() {
             "log" => {}
             "builds" => drop(json(&agent, &["builds", "list", "--json"])),
             "keys" => drop(json(&agent, &["keys", "list", "--json"])),
+            "home" => drop(json(&agent, &["home", "show", "--json"])),
+            // It has no output of its own.
+            "shell" => {}
             // They need a connection to end, and a synchroniser: see `maintaining.rs`.
             "kick" | "sync" => {}
             // One object a line.

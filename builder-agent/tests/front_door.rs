@@ -12,7 +12,7 @@ const BANNER: &str = "testbox: a Barnraiser community builder\n\
 
 const WORKS: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
                      `nix-store --serve --write` (for those named ssh://), \
-                     `status`, `log`, `builds`, `who`, `whoami`, `usage`, `settings`, `ticket`, `keys`, `client-config`, `signing-key`, `help`";
+                     `status`, `log`, `builds`, `who`, `whoami`, `usage`, `settings`, `ticket`, `home`, `keys`, `client-config`, `signing-key`, `shell`, `help`";
 
 #[test]
 fn a_command_that_is_not_possible_is_refused_in_one_line_that_names_what_is() {

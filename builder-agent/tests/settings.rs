@@ -283,14 +283,21 @@ async fn whether_failures_are_reused_is_each_members_own_choice_unless_it_is_loc
 async fn a_derivation_sets_what_its_session_lets_it_set() {
     let scripted = Scripted::open("");
     let drv = |name| {
-        derivation(name, "exit:3", &[("BARN_REUSE_BUILD_FAILURES", ""), ("NIXBUILDNET_ALLOW_HOME", "1")])
+        derivation(
+            name,
+            "exit:3",
+            &[("BARN_REUSE_BUILD_FAILURES", ""), ("NIXBUILDNET_CACHE_BUILD_FAILURES", "1")],
+        )
     };
     let mut plain = scripted.session("alice").await;
     build(&mut plain, drv("t")).await.is(BuildStatus::PermanentFailure);
     build(&mut plain, drv("t")).await.is(BuildStatus::CachedFailure);
     let mut alice = scripted.session_with("alice", from_client(&[("BARN_SETTINGS_FROM_DRV_ENV", "1")])).await;
     let refused = build(&mut alice, drv("t")).await;
-    assert!(refused.message.contains("the variable `NIXBUILDNET_ALLOW_HOME` is refused"), "{refused:?}");
+    assert!(
+        refused.message.contains("the variable `NIXBUILDNET_CACHE_BUILD_FAILURES` is refused"),
+        "{refused:?}"
+    );
     let drv = || derivation("u", "exit:3", &[("BARN_REUSE_BUILD_FAILURES", "")]);
     build(&mut alice, drv()).await.is(BuildStatus::PermanentFailure);
     build(&mut alice, drv()).await.is(BuildStatus::PermanentFailure);

@@ -246,11 +246,7 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("keys", "list [--json]", For::People, "the keys with which you can log in; the roster is in git, so they change there: `keys set` prints what to propose", keys::parse),
     row("client-config", "[--format FORMAT]", For::People, "your configuration for this box, ready to paste", printing::client_config),
     row("signing-key", "[--json]", For::People, "the key for `trusted-public-keys`", printing::signing_key),
-    row("shell", "", For::People, "a shell of these commands, also where `ssh box` opens your home", |row, words| match words {
-        [] => Ok(Command::Shell),
-        ["--help"] => Ok(Command::Print(Print::Text(format!("usage: {}\n\n{}\n", row.call(), row.help)))),
-        [word, ..] => Err(Wrong::Words(format!("`{}` is not expected here", shown(word)))),
-    }),
+    row("shell", "", For::People, "a shell of these commands, also where `ssh box` opens your home", shell_words),
     row("help", "[--json]", For::People, "this list; `COMMAND --help` describes one command", printing::help),
     row("drain", "[--deadline DURATION] [--reason TEXT] [--json]", For::Maintainers, "starts no more builds; what runs goes on until it ends, or the deadline", drain::parse),
     row("undrain", "[--json]", For::Maintainers, "starts builds again", drain::parse_end),
@@ -264,6 +260,14 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("uname", "-m", For::Tools, "the processor that builds run on", host::parse),
     row("pkill", "--signal SIGINT --full -- WORDS", For::Tools, "nothing: a build ends when its client hangs up", host::parse),
 ];
+
+/// `shell` has no words.
+#[derive(Debug, clap::Parser)]
+struct NoWords {}
+
+fn shell_words(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
+    arguments::parse(row, words, |_: NoWords| Command::Shell)
+}
 
 /// The part of a refusal that names the possible commands.
 pub(crate) fn possible() -> String {

@@ -534,6 +534,8 @@ impl RusshHandler for Handler {
         };
         match self.has_home(id) {
             Ok(()) => self.start(id, Task::Home(What::Command(command)), "home", session),
+            // Where nobody has a home, nobody expects one.
+            Err(_) if self.server.agent.homes.none_because().is_some() => self.refuse(id, &line, session),
             Err(why) => self.refuse(id, &format!("{line}; {why}"), session),
         }
     }

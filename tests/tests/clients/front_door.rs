@@ -8,7 +8,7 @@ use crate::Alice;
 
 const WORKS: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
                      `nix-store --serve --write` (for those named ssh://), \
-                     `status`, `log`, `builds`, `who`, `whoami`, `usage`, `settings`, `ticket`, `keys`, `client-config`, `signing-key`, `help`";
+                     `status`, `log`, `builds`, `who`, `whoami`, `usage`, `settings`, `ticket`, `home`, `keys`, `client-config`, `signing-key`, `shell`, `help`";
 /// The exit status of a shell for an unknown command.
 const NOT_FOUND: Option<i32> = Some(127);
 

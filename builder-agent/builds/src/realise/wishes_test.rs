@@ -50,7 +50,7 @@ fn a_wrong_variable_of_a_derivation_refuses_its_build_by_name() {
         ("BARN_TIMEOUT", &b"soon"[..], "the setting `timeout` must be"),
         ("BARN_TIMEOUT", b"\xff", "not text"),
         ("BARN_KEEP_GOING", b"1", "the setting `keep-going` cannot be set by the derivation"),
-        ("NIXBUILDNET_ALLOW_HOME", b"4", "has no effect on this box"),
+        ("NIXBUILDNET_CACHE_BUILD_FAILURES", b"4", "has no effect on this box"),
     ] {
         let recipe = recipe(&[(variable, value)], None);
         let failure = wishes(ON).for_build(&recipe).expect_err(variable);
