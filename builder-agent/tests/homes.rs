@@ -175,7 +175,10 @@ async fn what_nix_in_the_home_learns_to_be_valid_is_shown_there_once_with_all_th
     let (dependency, result) = (path("dependency"), path("result"));
     assert_eq!(add_with(&mut outside.client, "dependency", b"d", &[]).await, None);
     let refers = dependency.to_absolute_path();
-    assert_eq!(add_with(&mut outside.client, "result", refers.as_bytes(), &[dependency.clone()]).await, None);
+    assert_eq!(
+        add_with(&mut outside.client, "result", refers.as_bytes(), std::slice::from_ref(&dependency)).await,
+        None
+    );
     assert!(beside.attached.lock().expect("attached").paths.is_empty(), "a client outside shows nothing");
 
     let (_ssh, mut inside) = nix_in(&served, "alice").await;
