@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use russh::keys::PrivateKey;
 use rustix::process::{Resource, Rlimit};
-use sandbox::{Backend, Image, Received, Segment};
+use sandbox::{Backend, Received};
 use ssh::Stop;
 use store::{Closure, Durability, LongWork, Space, Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -294,11 +294,7 @@ fn repositories(config: &Arc<Config>) -> Beside {
     let config = config.clone();
     Arc::new(move || {
         let of = |name: &str| match mirrors::snapshot(&config.mirrors.folder(name)) {
-            Ok(composed) => {
-                let segments = composed.segments.into_iter();
-                let segments = segments.map(|(file, offset, len)| Segment { file, offset, len }).collect();
-                Some((format!("{name}.git"), Image { segments }))
-            }
+            Ok(composed) => Some((format!("{name}.git"), composed.segments.into())),
             Err(error) => {
                 tracing::warn!(name, %error, "a mirror cannot be shown");
                 None

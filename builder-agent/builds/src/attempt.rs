@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 use egress::Event;
 use nix_derivation::StorePath;
 use sandbox::{
-    BuilderStatus, CERTIFICATES, Host, Image, Inputs, Job, Limits, Moment, OutputSink, Phases, Run, Segment,
-    Usage,
+    BuilderStatus, CERTIFICATES, Host, Inputs, Job, Limits, Moment, OutputSink, Phases, Run, Usage,
 };
 use store::{ClosureInfo, Ingest, Ingested, View};
 
@@ -156,12 +155,7 @@ fn inputs(
     match context.kind {
         BackendKind::Kvm => {
             let composed = context.inputs.compose().map_err(|e| trouble(&e))?;
-            let segments = composed
-                .segments
-                .into_iter()
-                .map(|(file, offset, len)| Segment { file, offset, len })
-                .collect();
-            Ok(Inputs::Image(Image { segments }))
+            Ok(Inputs::Image(composed.segments.into()))
         }
         BackendKind::Namespace => {
             let tree = |path: &StorePath| {

@@ -48,6 +48,14 @@ pub struct Image {
     pub segments: Vec<Segment>,
 }
 
+/// Files with offsets and lengths, as the store composes them.
+impl From<Vec<(Arc<File>, u64, u64)>> for Image {
+    fn from(segments: Vec<(Arc<File>, u64, u64)>) -> Image {
+        let segment = |(file, offset, len)| Segment { file, offset, len };
+        Image { segments: segments.into_iter().map(segment).collect() }
+    }
+}
+
 /// A part of a file. Offset and length are multiples of 4096.
 #[derive(Debug, Clone)]
 pub struct Segment {
