@@ -95,7 +95,7 @@ impl Home {
         let home = self.clone();
         async move {
             let inside = home.connect(Arc::new(ForNix { home: Arc::downgrade(&home), nix })).await?;
-            let listening = inside.streamlocal_forward(NIX_SOCKET).await;
+            let listening = inside.answers(inside.streamlocal_forward(NIX_SOCKET)).await;
             listening.map_err(|error| {
                 HomeError::Silent(format!("its sshd does not listen at {NIX_SOCKET}: {error}"))
             })?;
@@ -136,6 +136,10 @@ impl Home {
     /// valid in this view are left out.
     pub async fn show(&self, view: View, paths: Vec<StorePath>) -> Result<(), String> {
         let shown = self.shown.clone().lock_owned().await;
+        // Most answers are about these, and need no thread.
+        if shown.has_all(&paths) {
+            return Ok(());
+        }
         let making = self.workers.contents(move || {
             let news = shown.news(&view, &paths);
             (shown, news)

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::keys::Keys;
 
-/// For a login: the sshd of a home has nothing else to do. An emulated machine takes seconds.
+/// For a login, and for each answer: the sshd of a home has nothing else to do. An emulated machine takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes that the home may send ahead on one channel.
 const WINDOW: u32 = 2 << 20;
@@ -118,6 +118,19 @@ pub struct Inside {
     ssh: client::Handle<Answers>,
     /// Kept until the connection ends.
     _keep: Box<dyn Send + Sync>,
+}
+
+impl Inside {
+    /// The sshd's answer, for which it has [`PATIENCE`]; or why there is none, as the end of a sentence.
+    pub async fn answers<T>(
+        &self,
+        asked: impl Future<Output = Result<T, russh::Error>>,
+    ) -> Result<T, String> {
+        match timeout(PATIENCE, asked).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("its sshd did not answer for {} s", PATIENCE.as_secs())),
+        }
+    }
 }
 
 impl std::ops::Deref for Inside {

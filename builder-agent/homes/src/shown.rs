@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use members::Views;
 use nix_derivation::StorePath;
+use sandbox::Image;
 use sandbox::home::SmallFile;
-use sandbox::{Image, Segment};
 use store::View;
 
 /// Largest derivation that is sent as it is.
@@ -35,6 +35,10 @@ pub(crate) struct News {
 impl Shown {
     pub fn new(views: Views) -> Self {
         Self { paths: BTreeSet::new(), views }
+    }
+
+    pub fn has_all(&self, paths: &[StorePath]) -> bool {
+        paths.iter().all(|path| self.paths.contains(path))
     }
 
     /// What is to be shown so that these paths are; `None` if all are, or are not valid. Reads from the store.
@@ -65,9 +69,7 @@ impl Shown {
         }
         if !large.is_empty() {
             let composed = closure.compose_some(&large).map_err(|error| error.to_string())?;
-            let segments = composed.segments.into_iter();
-            let segments = segments.map(|(file, offset, len)| Segment { file, offset, len }).collect();
-            news.image = Some(Image { segments });
+            news.image = Some(composed.segments.into());
         }
         Ok(Some(news))
     }

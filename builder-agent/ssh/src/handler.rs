@@ -167,6 +167,7 @@ impl Handler {
         (ended, traffic): (CancellationToken, Arc<Traffic>),
     ) -> Self {
         let free = Arc::new(Semaphore::new(server.agent.config.limits.max_sessions_per_connection));
+        let lodging = Arc::new(Lodging::new(free.clone()));
         let (slot, offers, refusal, channels) = (None, Offers::default(), None, HashMap::new());
         let (meter, opened, door) = (None, 0, Door::default());
         Self {
@@ -185,7 +186,7 @@ impl Handler {
             free,
             opened,
             door,
-            lodging: Arc::default(),
+            lodging,
         }
     }
 
@@ -637,7 +638,8 @@ impl RusshHandler for Handler {
         session: &mut Session,
     ) -> Result<bool, Self::Error> {
         let Some(link) = self.link(session.handle()).await else { return Ok(false) };
-        let Ok(listens) = link.inside.tcpip_forward(address, *port).await else { return Ok(false) };
+        let listening = link.inside.tcpip_forward(address, *port);
+        let Ok(listens) = link.inside.answers(listening).await else { return Ok(false) };
         // The sshd names its own port only if it chose one.
         if *port == 0 {
             *port = listens;
@@ -654,7 +656,8 @@ impl RusshHandler for Handler {
     ) -> Result<bool, Self::Error> {
         match self.lodging.made().await {
             Some(link) if link.allowed.no_port(address, port) => {
-                Ok(link.inside.cancel_tcpip_forward(address, port).await.is_ok())
+                let ending = link.inside.cancel_tcpip_forward(address, port);
+                Ok(link.inside.answers(ending).await.is_ok())
             }
             _ => Ok(false),
         }
@@ -667,7 +670,7 @@ impl RusshHandler for Handler {
     ) -> Result<bool, Self::Error> {
         let Some(link) = self.link(session.handle()).await else { return Ok(false) };
         link.allowed.socket(socket_path);
-        Ok(link.inside.streamlocal_forward(socket_path).await.is_ok())
+        Ok(link.inside.answers(link.inside.streamlocal_forward(socket_path)).await.is_ok())
     }
 
     async fn cancel_streamlocal_forward(
@@ -677,7 +680,8 @@ impl RusshHandler for Handler {
     ) -> Result<bool, Self::Error> {
         match self.lodging.made().await {
             Some(link) if link.allowed.no_socket(socket_path) => {
-                Ok(link.inside.cancel_streamlocal_forward(socket_path).await.is_ok())
+                let ending = link.inside.cancel_streamlocal_forward(socket_path);
+                Ok(link.inside.answers(ending).await.is_ok())
             }
             _ => Ok(false),
         }

@@ -43,16 +43,18 @@ pub(crate) async fn connect(
             return reply.reject(ChannelOpenFailure::ConnectFailed).await;
         }
     };
-    let opened = match towards {
-        Towards::Port { host, port, originator: (from, from_port) } => {
-            link.inside.channel_open_direct_tcpip(host, port, from, from_port).await
+    let opening = async {
+        match towards {
+            Towards::Port { host, port, originator: (from, from_port) } => {
+                link.inside.channel_open_direct_tcpip(host, port, from, from_port).await
+            }
+            Towards::Socket(path) => link.inside.channel_open_direct_streamlocal(path).await,
         }
-        Towards::Socket(path) => link.inside.channel_open_direct_streamlocal(path).await,
     };
-    match opened {
+    match link.inside.answers(opening).await {
         Ok(inner) => {
             reply.accept().await;
-            carry::both(channel, inner, &lodging.waiting).await;
+            carry::both(channel, inner, &lodging.inlet(&agent, &caller)).await;
         }
         Err(_) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
     }

@@ -13,6 +13,8 @@ use homes::{HomeError, Inside, Opened, Outside, Reply, Visit};
 use russh::Channel;
 use russh::client::Msg;
 use russh::server;
+use shares::budget::Budget;
+use tokio::sync::Semaphore;
 
 use super::{carry, nix_door, terms};
 
@@ -41,11 +43,19 @@ impl Waiting {
     }
 }
 
+/// What a channel needs to take data of the client: it is counted for the connection, and its memory charged to the member.
+#[derive(Clone)]
+pub(crate) struct Inlet {
+    pub waiting: Waiting,
+    pub budget: Budget,
+}
+
 /// The way of one connection into the home; empty until it is used.
-#[derive(Default)]
 pub(crate) struct Lodging {
     link: tokio::sync::Mutex<Option<Arc<Link>>>,
     pub waiting: Waiting,
+    /// Permits for channels of the connection.
+    free: Arc<Semaphore>,
 }
 
 /// An ssh connection into the home.
@@ -104,6 +114,15 @@ impl Allowed {
 }
 
 impl Lodging {
+    pub fn new(free: Arc<Semaphore>) -> Self {
+        Self { link: tokio::sync::Mutex::default(), waiting: Waiting::default(), free }
+    }
+
+    pub fn inlet(&self, agent: &Agent, caller: &Caller) -> Inlet {
+        let budget = agent.budgets.of(&caller.member.payer().id);
+        Inlet { waiting: self.waiting.clone(), budget }
+    }
+
     /// The connection into the home, which is made, with the home, if there is none. `Err` is a line for the client.
     pub async fn link(
         &self,
@@ -127,8 +146,12 @@ impl Lodging {
         };
         let visit = visit.map_err(|error| error.to_string())?;
         let allowed = Arc::<Allowed>::default();
-        let outside =
-            Client { handle: client.clone(), allowed: allowed.clone(), waiting: self.waiting.clone() };
+        let outside = Client {
+            handle: client.clone(),
+            allowed: allowed.clone(),
+            inlet: self.inlet(agent, caller),
+            free: self.free.clone(),
+        };
         let inside = visit.connect(Arc::new(outside)).await.map_err(|error| error.to_string())?;
         let made = Arc::new(Link { inside, visit, allowed });
         *link = Some(made.clone());
@@ -145,17 +168,21 @@ impl Lodging {
 struct Client {
     handle: server::Handle,
     allowed: Arc<Allowed>,
-    waiting: Waiting,
+    inlet: Inlet,
+    free: Arc<Semaphore>,
 }
 
 impl Outside for Client {
     fn opened(&self, what: Opened, channel: Channel<Msg>, reply: Reply) {
-        if !self.allowed.has(&what) {
-            // Dropping the reply refuses.
+        // Dropping the reply refuses. A home can ask for any number of channels.
+        let Some(permit) =
+            self.allowed.has(&what).then(|| self.free.clone().try_acquire_owned().ok()).flatten()
+        else {
             return;
-        }
-        let (client, waiting) = (self.handle.clone(), self.waiting.clone());
+        };
+        let (client, inlet) = (self.handle.clone(), self.inlet.clone());
         tokio::spawn(async move {
+            let _permit = permit;
             let opened = match what {
                 Opened::Agent => client.channel_open_agent().await,
                 Opened::Forwarded { address, port, originator: (from, from_port) } => {
@@ -165,7 +192,7 @@ impl Outside for Client {
             };
             if let Ok(theirs) = opened {
                 reply.accept().await;
-                carry::both(theirs, channel, &waiting).await;
+                carry::both(theirs, channel, &inlet).await;
             }
         });
     }

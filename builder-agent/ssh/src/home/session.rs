@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::carry::{give, take};
-use super::lodging::{Link, Lodging};
+use super::lodging::{Inlet, Link, Lodging};
 use crate::commands;
 use crate::terminal::{ExitStatus, STDERR};
 
@@ -107,7 +107,7 @@ pub(crate) async fn run(wanted: Wanted, agent: &Arc<Agent>, caller: &Caller, war
             say(&greeting(&agent.config.name, &link)).await;
         }
         let inner = begin(&link, &asked, &what).await?;
-        let ended = carry(reads, &writes, inner, &lodging).await;
+        let ended = carry(reads, &writes, inner, &lodging.inlet(agent, caller)).await?;
         let ended = match ended {
             Some(ended) => Ok(ended),
             None => match timeout(REASON, link.visit.ended()).await {
@@ -139,7 +139,9 @@ pub(crate) async fn run(wanted: Wanted, agent: &Arc<Agent>, caller: &Caller, war
 /// Asks the sshd in the home for the same session.
 async fn begin(link: &Link, asked: &Asked, what: &What) -> Result<Channel<HomeMsg>, String> {
     let failed = |error: russh::Error| format!("your home opens no session: {error}");
-    let mut inner = link.inside.channel_open_session().await.map_err(failed)?;
+    let opening = link.inside.channel_open_session();
+    let mut inner =
+        link.inside.answers(opening).await.map_err(|why| format!("your home opens no session: {why}"))?;
     if asked.agent {
         link.allowed.agent();
         inner.agent_forward(false).await.map_err(failed)?;
@@ -156,12 +158,18 @@ async fn begin(link: &Link, asked: &Asked, what: &What) -> Result<Channel<HomeMs
         What::Subsystem(name) => inner.request_subsystem(true, name.as_str()).await,
     }
     .map_err(failed)?;
-    loop {
-        match inner.wait().await {
-            Some(ChannelMsg::Success) => return Ok(inner),
-            Some(ChannelMsg::WindowAdjusted { .. }) => {}
-            _ => return Err(format!("your home refuses to run the {}", what.name())),
+    let granted = async {
+        loop {
+            match inner.wait().await {
+                Some(ChannelMsg::Success) => return Ok(true),
+                Some(ChannelMsg::WindowAdjusted { .. }) => {}
+                _ => return Ok(false),
+            }
         }
+    };
+    match link.inside.answers(granted).await? {
+        true => Ok(inner),
+        false => Err(format!("your home refuses to run the {}", what.name())),
     }
 }
 
@@ -175,13 +183,14 @@ impl What {
     }
 }
 
-/// Carries the session. `None`: it ended without a status, or the client has closed the channel.
+/// Carries the session. `None`: it ended without a status, or the client has closed the channel. Fails if too much of what
+/// the client sends waits.
 async fn carry(
     client: ChannelReadHalf,
     to_client: &ChannelWriteHalf<Msg>,
     inner: Channel<HomeMsg>,
-    lodging: &Lodging,
-) -> Option<End> {
+    inlet: &Inlet,
+) -> Result<Option<End>, String> {
     let (mut from_home, to_home) = inner.split();
     let (to, from) = mpsc::unbounded_channel();
     let mut end = None;
@@ -207,21 +216,19 @@ async fn carry(
             }
         }
     };
-    let gone = async {
-        take(client, to, &lodging.waiting).await;
-    };
+    let gone = take(client, to, inlet);
     let inwards = async {
         give(from, &to_home).await;
         // The end of the input is not the end of the session.
         std::future::pending::<()>().await;
     };
-    tokio::select! {
-        () = outwards => {}
-        () = gone => {}
-        () = inwards => {}
-    }
+    let ended = tokio::select! {
+        () = outwards => Ok(()),
+        gone = gone => gone.map_err(|over| over.to_string()),
+        () = inwards => Ok(()),
+    };
     let _ = to_home.close().await;
-    end
+    ended.map(|()| end)
 }
 
 fn greeting(name: &str, link: &Link) -> String {
