@@ -212,7 +212,10 @@ async fn open(
     let inputs = earlier.as_mut().map(|earlier| earlier.runs.hold_inputs(&store)).unwrap_or_default();
     // On a disk each commit may wait, also where the store does not notice.
     let threads = if store.is_in_memory() { threads.whose_commits_hand_over() } else { threads };
-    let backend::Opened { builds: backend, machines } = backend::open(&config.sandbox, &config.network)?;
+    let backend::Opened { builds: backend, machines } = {
+        let homes = config.homes.image.exists().then_some(&config.homes);
+        backend::open(&config.sandbox, &config.network, homes)?
+    };
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
     let tickets = open_tickets(&config).await?;
     let roster = follow_roster(&config, &store, &kept, &tickets)?;

@@ -13,6 +13,7 @@ fn prelude() -> [Frame; 3] {
         kernel: "6.12".into(),
         init_ns: 0,
         ready_ns: 0,
+        draw: Default::default(),
     };
     let exit = guest::protocol::Exit {
         status: guest::protocol::ExitStatus::Exited(0),

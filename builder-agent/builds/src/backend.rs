@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sandbox::kvm::jail::{Missing, Step};
-use sandbox::kvm::{KvmBackend, KvmConfig};
+use sandbox::kvm::{KvmBackend, KvmConfig, Likely};
 use sandbox::namespace::{NamespaceBackend, NamespaceConfig};
 use sandbox::{Backend, JobRunner};
 
 use sandbox::kvm::network::NetworkConfig;
-use settings::{BackendKind, Config, Network, Sandbox};
+use settings::{BackendKind, Config, Homes, Network, Sandbox};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -37,8 +37,9 @@ pub struct Opened {
 }
 
 /// Opens the configured backend; for `kvm`, only if its jail is complete here or the configuration accepts an
-/// incomplete one. Does not boot anything; `builder-agent sandbox probe` does that.
-pub fn open(config: &Sandbox, network: &Network) -> Result<Opened, BackendError> {
+/// incomplete one. Then templates are made meanwhile, of builds and, if members can have them, of homes; whether a guest boots is
+/// said by `builder-agent sandbox probe`.
+pub fn open(config: &Sandbox, network: &Network, homes: Option<&Homes>) -> Result<Opened, BackendError> {
     match config.backend {
         BackendKind::Kvm => {
             readable("the guest kernel", "kernel", &config.kernel)?;
@@ -46,6 +47,7 @@ pub fn open(config: &Sandbox, network: &Network) -> Result<Opened, BackendError>
             let mut kvm = KvmConfig::new(&config.kernel, &config.initrd);
             kvm.cgroup = config.cgroup.clone();
             kvm.allow_missing = config.allow_missing.clone();
+            kvm.templates = config.templates;
             if network.builds {
                 let passt = network.passt.clone();
                 if let Err(cause) = std::fs::File::open(&passt) {
@@ -65,6 +67,15 @@ pub fn open(config: &Sandbox, network: &Network) -> Result<Opened, BackendError>
                 );
             }
             let backend = Arc::new(backend);
+            let (vcpus, memory_mib) = (config.vcpus, config.memory_mib);
+            let build = Likely { vcpus, memory_mib, network: false, home: false };
+            let home = homes.map(|homes| Likely {
+                vcpus: homes.vcpus,
+                memory_mib: homes.memory_mib,
+                network: network.builds,
+                home: true,
+            });
+            backend.prepare([build].into_iter().chain(home).collect());
             Ok(Opened { builds: backend.clone(), machines: Some(backend) })
         }
         BackendKind::Namespace => {

@@ -4,8 +4,10 @@
 //! console's output. A later error is sent to the host as a `Failed` frame.
 
 mod closure;
+mod devices;
 mod group;
 mod home;
+mod identity;
 mod modules;
 mod netlink;
 mod network;
@@ -17,7 +19,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use guest::protocol::{FailureKind, Hello, Job, Tag, VERSION, VSOCK_CID, VSOCK_PORT};
+use guest::protocol::{FailureKind, Job, Tag, VSOCK_CID, VSOCK_PORT};
 
 use crate::builder::{self, Place};
 use crate::run;
@@ -48,15 +50,22 @@ fn serve(init_ns: u64) -> io::Result<()> {
     // When the machine runs out of memory, the kernel must kill the build and not the guest.
     fs::write("/proc/self/oom_score_adj", "-1000")?;
     modules::load_all(Path::new(MODULES));
+    devices::probe_first();
     sys::loopback_up()?;
     let mut stream = Stream::new(connect(VSOCK_PORT, CONNECT_TRIES)?);
     let kernel = sys::kernel_release();
-    stream
-        .send_json(Tag::Hello, &Hello { version: VERSION, kernel, init_ns, ready_ns: sys::monotonic_ns() })?;
-
-    match stream.read_task()? {
-        Task::Build(job) => build(&mut stream, &job),
-        Task::Home(home) => home::serve(&mut stream, &home),
+    loop {
+        stream.send_hello(kernel.clone(), init_ns)?;
+        // A machine that is copied is copied while it waits here.
+        let task = stream.read_task()?;
+        if !matches!(task, Task::Resume(_)) {
+            devices::probe_all();
+        }
+        match task {
+            Task::Resume(resume) => identity::take(&resume)?,
+            Task::Build(job) => return build(&mut stream, &job),
+            Task::Home(home) => return home::serve(&mut stream, &home),
+        }
     }
 }
 

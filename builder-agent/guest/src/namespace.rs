@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use guest::protocol::{FailureKind, Hello, Job, Tag, VERSION};
+use guest::protocol::{FailureKind, Job, Tag};
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::builder::{self, Place};
@@ -26,12 +26,15 @@ const DISKS: [&str; 4] = ["/build", "/tmp", "/nix/store", "/dev/shm"];
 pub fn main(fd: OwnedFd, store: OwnedFd, init_ns: u64) -> io::Result<()> {
     let mut stream = Stream::new(fd);
     let kernel = sys::kernel_release();
-    stream
-        .send_json(Tag::Hello, &Hello { version: VERSION, kernel, init_ns, ready_ns: sys::monotonic_ns() })?;
+    stream.send_hello(kernel, init_ns)?;
     let job = match stream.read_task()? {
         Task::Build(job) => job,
         Task::Home(_) => {
             return stream.send_failure(FailureKind::Sandbox, "a namespace sandbox cannot be a home");
+        }
+        Task::Resume(_) => {
+            return stream
+                .send_failure(FailureKind::Sandbox, "a namespace sandbox is no copy of another one");
         }
     };
     let prepared = nothing_of_a_machine(&job)

@@ -12,7 +12,10 @@ fn json(tag: Tag, value: &impl serde::Serialize) -> Frame {
 }
 
 fn hello_frame() -> Frame {
-    json(Tag::Hello, &Hello { version: VERSION, kernel: "6.12".into(), init_ns: 1, ready_ns: 2 })
+    json(
+        Tag::Hello,
+        &Hello { version: VERSION, kernel: "6.12".into(), init_ns: 1, ready_ns: 2, draw: Default::default() },
+    )
 }
 
 fn exit_frame(code: i32) -> Frame {
@@ -129,7 +132,13 @@ fn done_with_an_output_missing_is_refused() {
 
 #[test]
 fn a_guest_of_another_version_is_told_apart() {
-    let hello = Hello { version: VERSION + 1, kernel: String::new(), init_ns: 0, ready_ns: 0 };
+    let hello = Hello {
+        version: VERSION + 1,
+        kernel: String::new(),
+        init_ns: 0,
+        ready_ns: 0,
+        draw: Default::default(),
+    };
     let error = after(&[]).accept(json(Tag::Hello, &hello)).unwrap_err();
     assert_eq!(error, OrderError::Version { got: VERSION + 1 });
 }
@@ -137,7 +146,7 @@ fn a_guest_of_another_version_is_told_apart() {
 #[test]
 fn a_kernel_name_cannot_carry_escapes_or_a_novel() {
     let kernel = format!("6.12\x1b[2J\n{}", "x".repeat(1000));
-    let hello = Hello { version: VERSION, kernel, init_ns: 0, ready_ns: 0 };
+    let hello = Hello { version: VERSION, kernel, init_ns: 0, ready_ns: 0, draw: Default::default() };
     let Event::Hello(hello) = after(&[]).accept(json(Tag::Hello, &hello)).unwrap() else { panic!() };
     assert!(hello.kernel.len() <= MAX_KERNEL && hello.kernel.starts_with("6.12[2Jx"), "{}", hello.kernel);
 }

@@ -20,7 +20,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Both sides come from one build of the workspace; this number detects an image that mixes two.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The host's well-known context id, to which the guest connects.
 pub const VSOCK_CID: u32 = 2;
@@ -52,6 +52,12 @@ pub const MAX_HOME: usize = 256 * 1024;
 /// Largest request to show store paths: the names of 60,000, which is how many a machine can have.
 pub const MAX_ATTACH: usize = 16 * 1024 * 1024;
 
+/// Random bytes for a copy of a machine: twice what the kernel's generator holds.
+pub const SEED: usize = 64;
+
+/// Random bytes in a hello.
+pub const DRAW: usize = 16;
+
 /// Longest text of an error that is sent or quoted.
 pub const MAX_TEXT: usize = 4096;
 
@@ -70,6 +76,9 @@ pub enum Tag {
     Attach = 4,
     /// Host to guest, while the home runs: [`Open`].
     Open = 5,
+    /// Host to guest, before the job or the home, if this machine is a copy of another one: [`Resume`]. The guest says hello
+    /// again.
+    Resume = 6,
     /// Guest to host, first frame: [`Hello`].
     Hello = 16,
     /// Guest to host: the builder runs from now on, or the home is ready for requests. Empty body.
@@ -103,6 +112,7 @@ impl Tag {
             3 => Tag::Home,
             4 => Tag::Attach,
             5 => Tag::Open,
+            6 => Tag::Resume,
             16 => Tag::Hello,
             17 => Tag::Started,
             18 => Tag::Log,
@@ -125,7 +135,9 @@ impl Tag {
             Tag::Home => MAX_HOME,
             Tag::Attach => MAX_ATTACH,
             Tag::FileData | Tag::Log | Tag::OutputData => MAX_DATA,
-            Tag::Open | Tag::Hello | Tag::Exit | Tag::Failed | Tag::Attached | Tag::Opened => MAX_NOTE,
+            Tag::Open | Tag::Resume | Tag::Hello | Tag::Exit | Tag::Failed | Tag::Attached | Tag::Opened => {
+                MAX_NOTE
+            }
             // An output name is part of a store path name, which Nix limits to 211 bytes.
             Tag::OutputBegin => 256,
             Tag::Started | Tag::OutputEnd | Tag::Done => 0,
@@ -157,6 +169,15 @@ pub struct Job {
     /// The builder's network (VM only). `None`: its loopback interface, and no other.
     pub network: Option<Network>,
     pub limits: GuestLimits,
+}
+
+/// What makes a copy of a machine one of its own. Until it has this, the guest does nothing that another copy does not do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// [`SEED`] random bytes, which no other machine has.
+    pub seed: Bytes,
+    /// The time: nanoseconds since 1970.
+    pub unix_ns: u64,
 }
 
 /// A home: the member's account in it, and what its sshds need. The machine has a closure, which is its root image.
@@ -284,7 +305,7 @@ pub struct GuestLimits {
 }
 
 /// The first frame of the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub version: u32,
     /// `uname -r`.
@@ -293,6 +314,8 @@ pub struct Hello {
     pub init_ns: u64,
     /// The same clock when this frame was written: modules loaded, stream connected.
     pub ready_ns: u64,
+    /// [`DRAW`] bytes of the guest's random numbers, which nobody else uses: no two machines draw the same.
+    pub draw: Bytes,
 }
 
 /// The end of the builder.

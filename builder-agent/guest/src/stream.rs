@@ -5,13 +5,20 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use guest::protocol::{self, Attach, Failure, FailureKind, Frame, HEADER, Home, Job, MAX_DATA, Open, Tag};
+use guest::protocol::{
+    self, Attach, Bytes, DRAW, Failure, FailureKind, Frame, HEADER, Hello, Home, Job, MAX_DATA, Open, Resume,
+    Tag, VERSION,
+};
 use serde::Serialize;
+
+use crate::sys;
 
 /// What the machine is for.
 pub enum Task {
     Build(Box<Job>),
     Home(Box<Home>),
+    /// Not known yet: it is a copy, and has to become one of its own first.
+    Resume(Resume),
 }
 
 /// What the host asks of a home.
@@ -46,6 +53,7 @@ impl Stream {
         Ok(match frame.tag {
             Tag::Job => Task::Build(frame.parse()?),
             Tag::Home => Task::Home(frame.parse()?),
+            Tag::Resume => Task::Resume(frame.parse()?),
             tag => return Err(unexpected(tag)),
         })
     }
@@ -92,6 +100,15 @@ impl Stream {
 
     pub fn send_json(&mut self, tag: Tag, value: &impl Serialize) -> io::Result<()> {
         self.0.write_all(&protocol::json_frame(tag, value)?)
+    }
+
+    /// The first frame, and that of a copy when it has become a machine of its own. `init_ns`: as in [`Hello`].
+    pub fn send_hello(&mut self, kernel: String, init_ns: u64) -> io::Result<()> {
+        let mut draw = vec![0; DRAW];
+        // So few bytes come whole (getrandom(2)).
+        rustix::rand::getrandom(&mut draw[..], rustix::rand::GetRandomFlags::empty())?;
+        let (ready_ns, draw) = (sys::monotonic_ns(), Bytes(draw));
+        self.send_json(Tag::Hello, &Hello { version: VERSION, kernel, init_ns, ready_ns, draw })
     }
 
     /// The last frame: the reason why the guest cannot continue.

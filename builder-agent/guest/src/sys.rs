@@ -148,6 +148,31 @@ pub fn loopback_up() -> io::Result<()> {
     cvt(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) }).map(drop)
 }
 
+/// Mixes `seed` into the kernel's random numbers, and has every generator of the kernel begin anew with it: what was drawn
+/// before says nothing of what is drawn from now on. Linux: drivers/char/random.c.
+pub fn reseed(seed: &[u8]) -> io::Result<()> {
+    /// `_IOW('R', 3, int[2])`
+    const RNDADDENTROPY: c_ulong = 0x4008_5203;
+    /// `_IO('R', 7)`
+    const RNDRESEEDCRNG: c_ulong = 0x5207;
+    let device = File::options().write(true).open("/dev/urandom")?;
+    // struct rand_pool_info: bits of entropy, number of bytes, the bytes.
+    let length = u32::try_from(seed.len()).map_err(io::Error::other)?;
+    let mut pool: Vec<u8> = [length * 8, length].into_iter().flat_map(u32::to_ne_bytes).collect();
+    pool.extend_from_slice(seed);
+    // SAFETY: reads the two numbers and as many bytes as the second one says, which is what `pool` has.
+    cvt(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, pool.as_ptr()) })?;
+    // SAFETY: no pointers.
+    cvt(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG as _) }).map(drop)
+}
+
+/// Sets the time, in nanoseconds since 1970.
+pub fn set_time(unix_ns: u64) -> io::Result<()> {
+    let seconds = i64::try_from(unix_ns / 1_000_000_000).map_err(io::Error::other)?;
+    let time = rustix::time::Timespec { tv_sec: seconds, tv_nsec: (unix_ns % 1_000_000_000) as _ };
+    Ok(rustix::time::clock_settime(rustix::time::ClockId::Realtime, time)?)
+}
+
 pub fn unshare(flags: c_int) -> io::Result<()> {
     // SAFETY: no pointers; the guest is single-threaded here, so no other thread keeps the old namespaces.
     cvt(unsafe { libc::unshare(flags) }).map(drop)

@@ -1,13 +1,16 @@
-//! Measures how fast a builder runs and what the VMM costs: this VMM beside `qemu-system-x86_64 -M microvm`,
-//! in turn.
+//! Measures how fast a builder runs and what the VMM costs: this VMM, which boots or copies a template, beside
+//! `qemu-system-x86_64 -M microvm`, which boots or goes on from a state that it has saved, in turn.
 //!
 //! ```text
-//! bench-vm --guest DIR [--runs N] [--memory MIB] [--qemu PROGRAM]
+//! bench-vm --guest DIR [--runs N] [--memory MIB] [--qemu PROGRAM] [--at-once N]
 //! ```
-//! DIR is made by `netboot-image guest`. Both VMs boot the same kernel and initrd, with one processor and the same
-//! memory; the same guest program reaches the same session code, over vsock in both (QEMU's through the kernel's
-//! vhost_vsock). So what differs is the VMM. Prints a table; asserts nothing.
-//! Measured from the start of the VMM process to the start of the builder, which is `/bin/sh -c 'true'`.
+//! DIR is made by `netboot-image guest`. All VMs have the same kernel and initrd, one processor and the same memory. The same guest
+//! program reaches the same session code, over vsock in both VMMs (QEMU's through the kernel's vhost_vsock). So what differs is the
+//! VMM. Prints tables; asserts nothing.
+//! Measured from the start of the VMM process to the start of the builder, which is `/bin/sh -c 'true'`. A vsock connection does not
+//! survive in a saved state of QEMU. So there a shell waits at the serial console, and the time ends when it answers: without
+//! the job, the sandbox inside and the builder, which the others have.
+//! With `--at-once`, so many copies are started and kept, none of which has a job.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -16,7 +19,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sandbox::kvm::{KvmBackend, KvmConfig, jail};
 use sandbox::{
@@ -32,7 +35,7 @@ const PORT: u32 = 1024;
 fn main() -> Result<(), Failure> {
     child_main_if_requested();
     let (mut guest, mut runs, mut memory_mib) = (None, 5usize, 512u32);
-    let mut qemu = "qemu-system-x86_64".to_owned();
+    let (mut qemu, mut at_once) = ("qemu-system-x86_64".to_owned(), 0usize);
     let mut args = std::env::args().skip(1);
     while let Some(argument) = args.next() {
         let mut value = || args.next().ok_or(format!("{argument} wants a value"));
@@ -41,6 +44,7 @@ fn main() -> Result<(), Failure> {
             "--runs" => runs = value()?.parse()?,
             "--memory" => memory_mib = value()?.parse()?,
             "--qemu" => qemu = value()?,
+            "--at-once" => at_once = value()?.parse()?,
             other => return Err(format!("unknown argument {other}").into()),
         }
     }
@@ -48,17 +52,28 @@ fn main() -> Result<(), Failure> {
     let mut config = KvmConfig::new(format!("{guest}/vmlinux"), format!("{guest}/initrd"));
     // The example runs on developers' machines, which may lack steps of the jail.
     config.allow_missing = jail::Step::ALL.to_vec();
-    let backend = KvmBackend::new(config);
+    let cold = KvmBackend::new(config.clone());
+    config.templates = 1;
+    let warm = KvmBackend::new(config);
+    let began = Instant::now();
+    warm.make_template(job(memory_mib).machine())?;
+    println!("a template takes {:.1} s", began.elapsed().as_secs_f64());
+    let saved = Saved::new(&qemu, &guest, memory_mib)?;
     let qemu = QemuBackend { program: qemu, guest, listener: vsock_listener()? };
 
-    let (mut ours, mut theirs) = (Runs::default(), Runs::default());
+    let (mut ours, mut theirs, mut copies, mut restored) =
+        (Runs::default(), Runs::default(), Runs::default(), Vec::new());
     // The first run of each fills caches and is not counted.
     for run in 0..=runs {
-        let one = backend.run(job(memory_mib), &mut Quiet, &Cancel::new());
+        let one = cold.run(job(memory_mib), &mut Quiet, &Cancel::new());
         let other = qemu.run(job(memory_mib), &mut Quiet, &Cancel::new());
+        let copy = warm.run(job(memory_mib), &mut Quiet, &Cancel::new());
+        let again = saved.restore()?;
         if run > 0 {
             ours.add(one)?;
             theirs.add(other)?;
+            copies.add(copy)?;
+            restored.push(millis(again));
         }
         eprintln!("bench-vm: run {run} of {runs}");
     }
@@ -72,7 +87,105 @@ fn main() -> Result<(), Failure> {
     }
     row("accepted to builder started", ours.to_builder(), theirs.to_builder(), "ms");
     row("VMM memory beside the guest's", ours.overhead(), theirs.overhead(), "MiB");
+    println!("\nfrom the start of the VMM process to the builder's first instruction, {runs} runs in turn:");
+    println!("  {:<28} {:>12} {:>12}", "", "p50", "p99");
+    let all = [
+        ("barnraiser, boots", ours.builders()),
+        ("barnraiser, copies a template", copies.builders()),
+        ("qemu microvm, boots", theirs.builders()),
+        ("qemu microvm, restored", restored.clone()),
+    ];
+    for (name, times) in &all {
+        println!("  {name:<28} {:>9.1} ms {:>9.1} ms", quantile(times, 50), quantile(times, 99));
+    }
+    let [_, copied, booted, again] = all.map(|(_, times)| quantile(&times, 50));
+    println!(
+        "  the copy takes 1/{:.1} of QEMU's boot, and 1/{:.1} of its restore",
+        booted / copied,
+        again / copied
+    );
+    println!("  of the copy's time: {:.1} ms to a guest that is ready", copies.to_ready());
+    if at_once > 0 {
+        keep(&warm, memory_mib, at_once)?;
+    }
     Ok(())
+}
+
+/// Starts copies without a job, and keeps them until all are there.
+fn keep(backend: &KvmBackend, memory_mib: u32, count: usize) -> Result<(), Failure> {
+    let free = available()?;
+    let began = Instant::now();
+    let (mut kept, mut times) = (Vec::new(), Vec::new());
+    let job = job(memory_mib);
+    for _ in 0..count {
+        let began = Instant::now();
+        let mut started = backend.start(job.machine(), &Cancel::new())?;
+        // The first byte of its hello.
+        io::Read::read_exact(&mut started.streams.guest, &mut [0])?;
+        times.push(millis(began.elapsed()));
+        kept.push(started);
+    }
+    let took = began.elapsed().as_secs_f64();
+    let used = free.saturating_sub(available()?);
+    let (guests, monitors): (Vec<_>, Vec<_>) = vmms()?.into_iter().unzip();
+    println!("\n{count} idle copies at once, all there after {took:.1} s; each until its hello:");
+    println!("  p50 {:.1} ms, p99 {:.1} ms", quantile(&times, 50), quantile(&times, 99));
+    println!("  private guest memory of each: {:.2} MiB (median)", median(guests.into_iter().map(mib)));
+    println!(
+        "  memory of its VMM process beside that, shared code included: {:.2} MiB (median)",
+        median(monitors.into_iter().map(mib))
+    );
+    println!("  memory of the host that is gone, for each: {:.2} MiB", mib(used) / count as f64);
+    Ok(())
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn available() -> Result<u64, Failure> {
+    let info = std::fs::read_to_string("/proc/meminfo")?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")).ok_or("no MemAvailable")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+}
+
+/// Of each VMM process: its private guest memory, and the rest of its resident memory.
+fn vmms() -> Result<Vec<(u64, u64)>, Failure> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if cmdline.split(|byte| *byte == 0).nth(1) == Some(b"__vmm") {
+            all.push(memory_of(&std::fs::read_to_string(entry.path().join("smaps"))?));
+        }
+    }
+    Ok(all)
+}
+
+/// Guest memory is what a template's file is mapped in, and the anonymous memory right beside it.
+fn memory_of(smaps: &str) -> (u64, u64) {
+    let mut mappings: Vec<(u64, u64, bool, u64, u64)> = Vec::new();
+    for line in smaps.lines() {
+        let first = line.split(' ').next().unwrap_or_default();
+        let range = first.split_once('-').and_then(|(start, end)| {
+            Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+        });
+        let number = || line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) << 10;
+        if let Some((start, end)) = range {
+            mappings.push((start, end, line.contains("memfd:template"), 0, 0));
+        } else if let Some(mapping) = mappings.last_mut() {
+            match first {
+                "Rss:" => mapping.3 = number(),
+                "Anonymous:" => mapping.4 = number(),
+                _ => {}
+            }
+        }
+    }
+    let files: Vec<(u64, u64)> = mappings.iter().filter(|m| m.2).map(|m| (m.0, m.1)).collect();
+    let is_guest = |m: &(u64, u64, bool, u64, u64)| {
+        m.2 || (m.1 - m.0 >= 1 << 20 && files.iter().any(|(start, end)| *start == m.1 || *end == m.0))
+    };
+    let guest = mappings.iter().filter(|m| is_guest(m)).map(|m| m.4).sum();
+    (guest, mappings.iter().filter(|m| !is_guest(m)).map(|m| m.3).sum())
 }
 
 fn row(name: &str, ours: f64, theirs: f64, unit: &str) {
@@ -110,6 +223,15 @@ impl Runs {
         median(self.0.iter().map(|(phases, _)| of(phases).into_iter().flatten().map(millis).sum()))
     }
 
+    /// Of each run.
+    fn builders(&self) -> Vec<f64> {
+        let one = |phases: &Phases| {
+            let Phases { machine_started, guest_ready, job_sent, builder_started, .. } = *phases;
+            [machine_started, guest_ready, job_sent, builder_started].into_iter().flatten().map(millis).sum()
+        };
+        self.0.iter().map(|(phases, _)| one(phases)).collect()
+    }
+
     /// MiB.
     fn overhead(&self) -> f64 {
         median(
@@ -120,6 +242,13 @@ impl Runs {
 
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+fn quantile(values: &[f64], percent: usize) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let index = (values.len() * percent).div_ceil(100).saturating_sub(1);
+    values.get(index).copied().unwrap_or(f64::NAN)
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -163,6 +292,114 @@ fn job(memory_mib: u32) -> Job {
     }
 }
 
+/// QEMU's smallest machine, with the arguments that all of its have.
+fn microvm(program: &str, guest: &str, memory_mib: u32) -> Command {
+    let mut command = Command::new(program);
+    let machine = "microvm,acpi=on,pit=off,pic=off,rtc=off";
+    command
+        .args(["-M", machine, "-enable-kvm", "-cpu", "host", "-smp", "1"])
+        .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
+        .args(["-m", &format!("{memory_mib}M"), "-kernel", &format!("{guest}/vmlinux")])
+        .args(["-initrd", &format!("{guest}/initrd"), "-device", "virtio-rng-device"]);
+    command
+}
+
+/// A state that QEMU has saved, of a guest in which a shell waits for a line.
+struct Saved {
+    program: String,
+    guest: String,
+    memory_mib: u32,
+    state: String,
+}
+
+/// What the shell says when it waits, and when it has read a line.
+const WAITS: &str = "bench: waiting";
+const GOES: &str = "bench: going";
+
+impl Saved {
+    fn new(program: &str, guest: &str, memory_mib: u32) -> Result<Saved, Failure> {
+        let state = format!("/dev/shm/bench-vm-{}.state", std::process::id());
+        let saved = Saved { program: program.to_owned(), guest: guest.to_owned(), memory_mib, state };
+        let monitor = format!("/dev/shm/bench-vm-{}.monitor", std::process::id());
+        let mut child =
+            saved.command().args(["-qmp", &format!("unix:{monitor},server=on,wait=off")]).spawn()?;
+        let mut said = BufReader::new(child.stdout.take().ok_or("QEMU has no stdout")?);
+        wait_for(&mut said, WAITS)?;
+        let mut qmp = UnixStream::connect(&monitor)?;
+        let mut answers = BufReader::new(qmp.try_clone()?).lines();
+        for command in [
+            "{\"execute\":\"qmp_capabilities\"}".to_owned(),
+            format!("{{\"execute\":\"migrate\",\"arguments\":{{\"uri\":\"exec:cat > {}\"}}}}", saved.state),
+        ] {
+            io::Write::write_all(&mut qmp, command.as_bytes())?;
+        }
+        loop {
+            io::Write::write_all(&mut qmp, b"{\"execute\":\"query-migrate\"}")?;
+            let answer = answers.next().ok_or("QEMU's monitor has ended")??;
+            if answer.contains("\"completed\"") {
+                break;
+            }
+            if answer.contains("\"failed\"") {
+                return Err(format!("QEMU cannot save its state: {answer}").into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        let _ = std::fs::remove_file(&monitor);
+        Ok(saved)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = microvm(&self.program, &self.guest, self.memory_mib);
+        let cmdline = sandbox::kvm::cmdline("").replace("rdinit=/init", "rdinit=/bin/busybox");
+        let script = format!("echo {WAITS}; read line; echo {GOES}; sleep 1000");
+        command
+            .args(["-serial", "stdio", "-append", &format!("{cmdline} -- sh -c \"{script}\"")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        command
+    }
+
+    /// How long it takes until the shell goes on.
+    fn restore(&self) -> Result<Duration, Failure> {
+        let began = Instant::now();
+        let mut child = self.command().args(["-incoming", &format!("exec:cat {}", self.state)]).spawn()?;
+        let mut stdin = child.stdin.take().ok_or("QEMU has no stdin")?;
+        let mut said = BufReader::new(child.stdout.take().ok_or("QEMU has no stdout")?);
+        // What comes before the state is loaded is lost.
+        let typing = std::thread::spawn(move || {
+            while io::Write::write_all(&mut stdin, b"\n").is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let gone = wait_for(&mut said, GOES);
+        let took = began.elapsed();
+        let _ = child.kill();
+        let _ = child.wait();
+        let _ = typing.join();
+        gone.map(|()| took)
+    }
+}
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.state);
+    }
+}
+
+fn wait_for(said: &mut impl BufRead, words: &str) -> Result<(), Failure> {
+    let mut all = String::new();
+    for line in said.lines() {
+        let line = line?;
+        if line.contains(words) {
+            return Ok(());
+        }
+        all = all + &line + "\n";
+    }
+    Err(format!("QEMU has ended before its guest said {words:?}; it said: {all}").into())
+}
+
 /// QEMU's smallest machine, as one more backend. It gets our kernel command line, apart from `pci=off`, which
 /// QEMU's own tables make needless. Its "machine started" ends when the guest has connected, so it includes
 /// the boot.
@@ -179,20 +416,9 @@ impl Backend for QemuBackend {
 
     fn start(&self, machine: Machine<'_>, _cancel: &Cancel) -> Result<Started, SandboxError> {
         let QemuBackend { program, guest, listener } = self;
-        let child = Command::new(program)
-            .args([
-                "-M",
-                "microvm,acpi=on,pit=off,pic=off,rtc=off",
-                "-enable-kvm",
-                "-cpu",
-                "host",
-                "-smp",
-                "1",
-            ])
-            .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "null"])
-            .args(["-m", &format!("{}M", machine.memory_mib), "-kernel", &format!("{guest}/vmlinux")])
-            .args(["-initrd", &format!("{guest}/initrd"), "-device", "vhost-vsock-device,guest-cid=77"])
-            .args(["-device", "virtio-rng-device", "-append", &sandbox::kvm::cmdline("")])
+        let child = microvm(program, guest, machine.memory_mib)
+            .args(["-serial", "null", "-device", "vhost-vsock-device,guest-cid=77"])
+            .args(["-append", &sandbox::kvm::cmdline("")])
             .stdin(Stdio::null())
             .spawn()
             .map_err(|e| SandboxError::Unavailable { why: format!("cannot start {program}: {e}") })?;

@@ -1,9 +1,10 @@
 //! Runs one command in a micro-VM and prints its output: for debugging and measuring, without an agent.
 //!
 //! ```text
-//! run-vm --guest DIR [--image FILE.erofs]… [--memory MIB] [--vcpus N] [--device pmem|blk] [--cmdline WORDS] [--processes N] [--probe]
+//! run-vm --guest DIR [--image FILE.erofs]… [--memory MIB] [--vcpus N] [--device pmem|blk] [--cmdline WORDS] [--processes N] [--probe] [--copies N]
 //!        [-- BUILDER ARG…]
 //! ```
+//! With `--copies` the VM boots once more, as a template, and then the command runs in N copies, one after the other.
 //! DIR is made by `netboot-image guest`. Several images are concatenated. `$out` is the NAR printed by size.
 
 use std::collections::BTreeMap;
@@ -65,7 +66,7 @@ fn main() -> Result<(), Failure> {
     child_main_if_requested();
     let mut guest = None;
     let mut segments = Vec::new();
-    let (mut memory_mib, mut vcpus, mut processes, mut probing) = (1024, 1, 1000, false);
+    let (mut memory_mib, mut vcpus, mut processes, mut probing, mut copies) = (1024, 1, 1000, false, 0);
     let mut device = ClosureDevice::Pmem;
     let mut cmdline = String::new();
     let mut command =
@@ -86,6 +87,7 @@ fn main() -> Result<(), Failure> {
             "--cmdline" => cmdline = value()?,
             "--processes" => processes = value()?.parse()?,
             "--probe" => probing = true,
+            "--copies" => copies = value()?.parse()?,
             "--" => command = args.by_ref().collect(),
             other => return Err(format!("unknown argument {other}").into()),
         }
@@ -96,6 +98,7 @@ fn main() -> Result<(), Failure> {
     config.extra_cmdline = cmdline;
     // The example runs on developers' machines, which may lack steps of the jail.
     config.allow_missing = jail::Step::ALL.to_vec();
+    config.templates = 1;
     let backend = KvmBackend::new(config);
     if probing {
         let probed = probe::probe(&backend, probe::PATIENCE)?;
@@ -131,6 +134,16 @@ fn main() -> Result<(), Failure> {
             processes,
         },
     };
+    if copies == 0 {
+        return run(&backend, job);
+    }
+    let began = Instant::now();
+    backend.make_template(job.machine())?;
+    println!("the template took {:?}", began.elapsed());
+    (0..copies).try_for_each(|_| run(&backend, job.clone()))
+}
+
+fn run(backend: &KvmBackend, job: Job) -> Result<(), Failure> {
     let began = Instant::now();
     let run = backend.run(job, &mut Stdout, &Cancel::new());
     println!("took {:?}, used {:?}", began.elapsed(), run.usage);

@@ -16,14 +16,19 @@ mod launch;
 pub(crate) mod memory;
 pub mod network;
 mod overhead;
+mod prefault;
+mod snapshot;
+mod templates;
 mod vcpu;
 mod vm;
 mod vmm;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use egress::Event;
@@ -32,17 +37,19 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use arch::{Architecture, Native};
 pub use handover::ClosureDevice;
-use handover::{Config, DeviceKind, Files, Report, Reports, Shape};
+use handover::{Config, DeviceKind, Files, Origin, Report, Reports, Shape};
 use jail::cgroup::Hierarchy;
 pub(crate) use launch::ARGUMENT;
 use launch::Vmm;
 pub use memory::growing;
 use network::{Network, NetworkConfig, Plug};
+use templates::{Template, Templates};
 
 use crate::backend::{Backend, FarEnd, Image, Inputs, Machine, Started, Streams};
 use crate::cancel::Cancel;
 use crate::descriptors::Received;
 use crate::error::SandboxError;
+use crate::parent::NotPassedOn;
 use crate::paused::PausedMachine;
 use crate::plugs::Plugs;
 use crate::usage::Usage;
@@ -92,6 +99,8 @@ pub struct KvmConfig {
     pub allow_missing: Vec<jail::Step>,
     /// The network of machines that are to have one.
     pub network: Option<NetworkConfig>,
+    /// Most templates at a time (`templates`): one for each shape of VM. With 0, every VM boots its kernel.
+    pub templates: usize,
 }
 
 impl KvmConfig {
@@ -106,17 +115,35 @@ impl KvmConfig {
             cgroup: None,
             allow_missing: Vec::new(),
             network: None,
+            templates: 0,
         }
     }
 }
 
 pub struct KvmBackend {
+    launcher: Arc<Launcher>,
+    templates: Templates,
+    /// See [`keep_kvm_on`]. None if KVM is missing; the first job reports that.
+    _keeper: Option<kvm_ioctls::VmFd>,
+}
+
+/// Starts VMs of any shape.
+struct Launcher {
     config: KvmConfig,
     /// The parent of the VMs' cgroups, or the reason why there is none: then only the VM's own size limits
     /// its memory.
     cgroups: Result<Hierarchy, String>,
-    /// See [`keep_kvm_on`]. None if KVM is missing; the first job reports that.
-    _keeper: Option<kvm_ioctls::VmFd>,
+}
+
+/// What a VM is started for, and what its guest begins with.
+#[derive(Clone, Copy)]
+enum Work<'a> {
+    /// A machine of somebody's, which boots.
+    Machine,
+    /// To become a template with this memory.
+    Template(&'a File),
+    /// A copy of this template. `alone`: it is nobody's machine.
+    Copy { of: &'a Template, alone: bool },
 }
 
 impl KvmBackend {
@@ -126,7 +153,30 @@ impl KvmBackend {
         let _keeper = keep_kvm_on(&config.device)
             .inspect_err(|error| tracing::debug!(%error, "KVM is not kept switched on between VMs"))
             .ok();
-        KvmBackend { config, cgroups, _keeper }
+        let most = config.templates;
+        let launcher = Arc::new(Launcher { config, cgroups });
+        KvmBackend { templates: Templates::new(launcher.clone(), most), launcher, _keeper }
+    }
+
+    /// Makes templates for these, one after the other, in a thread of its own.
+    pub fn prepare(self: &Arc<Self>, likely: Vec<Likely>) {
+        let backend = Arc::downgrade(self);
+        let work = move || {
+            for likely in likely {
+                let Some(backend) = backend.upgrade() else { return };
+                let shape = likely.shape(Some(backend.launcher.config.closure_device));
+                // The reason was logged. Its VMs boot.
+                let _ = backend.templates.make(&shape);
+            }
+        };
+        // Without a thread, the first VM of each shape boots.
+        let _ = std::thread::Builder::new().name("templates".to_owned()).spawn(work);
+    }
+
+    /// Makes the template for machines like this one, if there is none yet. The error says why there is none now.
+    pub fn make_template(&self, machine: Machine<'_>) -> Result<(), String> {
+        let Inputs::Image(image) = machine.inputs else { return Err("trees have no templates".to_owned()) };
+        self.templates.make(&shape_of(machine, image, self.launcher.config.closure_device))
     }
 
     /// Enters the jail as a VM would, without a VM. Returns the steps that are in force, or an error if a
@@ -136,7 +186,7 @@ impl KvmBackend {
     pub fn check_jail(&self) -> Result<jail::Report, SandboxError> {
         let null = open(Path::new("/dev/null"), "a file for a VMM that runs no VM")?;
         let shape = Shape { vcpus: 1, memory_mib: MEMORY_MIN_MIB, devices: Vec::new() };
-        let (mut running, config) = self.launch(shape)?;
+        let (mut running, config) = self.launcher.launch(shape)?;
         let config = Config { only_jail: true, ..config };
         let console = running.vmm.console();
         let files = Files {
@@ -144,6 +194,8 @@ impl KvmBackend {
             kernel: null.as_fd(),
             initrd: null.as_fd(),
             console,
+            memory: None,
+            snapshot: None,
             stream: None,
             net: None,
             additions: None,
@@ -154,6 +206,28 @@ impl KvmBackend {
         Ok(running.jail)
     }
 
+    /// Starts a VM and gives it everything it needs; returns when its vCPUs run.
+    pub(crate) fn start_vm(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<StartedVm, SandboxError> {
+        let Inputs::Image(image) = machine.inputs else {
+            let why = "the kvm backend takes its closure as an image, and was given trees".to_owned();
+            return Err(SandboxError::Unavailable { why });
+        };
+        check_inputs(image.segments.len())?;
+        let shape = shape_of(machine, image, self.launcher.config.closure_device);
+        if let Some(template) = self.templates.find(&shape) {
+            let work = Work::Copy { of: &template, alone: false };
+            match self.launcher.start(&shape, image, machine.id, work, cancel) {
+                Err(error) if !cancel.is_cancelled() => self.templates.discard(&template, &error),
+                started => return started,
+            }
+        }
+        let started = self.launcher.start(&shape, image, machine.id, Work::Machine, cancel)?;
+        self.templates.want(&shape);
+        Ok(started)
+    }
+}
+
+impl Launcher {
     /// Starts a VMM process in a cgroup; returns it with the parts of its configuration that do not depend on
     /// inputs.
     fn launch(&self, shape: Shape) -> Result<(Running, Config), SandboxError> {
@@ -175,6 +249,7 @@ impl KvmBackend {
             uid: jail::is_root().then(|| UID_BASE.saturating_add(vmm.pid())),
             allow_missing: self.config.allow_missing.clone(),
             only_jail: false,
+            origin: Origin::Boot,
             segments: Vec::new(),
         };
         Ok((Running::new(vmm, jail), config))
@@ -192,33 +267,53 @@ impl KvmBackend {
         Ok(plug)
     }
 
-    /// Starts a VM and gives it everything it needs; returns when its vCPUs run.
-    pub(crate) fn start_vm(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<StartedVm, SandboxError> {
-        let Inputs::Image(image) = machine.inputs else {
-            let why = "the kvm backend takes its closure as an image, and was given trees".to_owned();
-            return Err(SandboxError::Unavailable { why });
-        };
-        check_inputs(image.segments.len())?;
+    /// Starts a VM of this shape, and gives it everything it needs; returns when its vCPUs run. A VM that is no machine of
+    /// somebody's has no network: nothing is behind its network card.
+    fn start(
+        &self,
+        shape: &Shape,
+        image: &Image,
+        id: &str,
+        work: Work<'_>,
+        cancel: &Cancel,
+    ) -> Result<StartedVm, SandboxError> {
+        let is_alone = matches!(work, Work::Template(_) | Work::Copy { alone: true, .. });
         let kvm = open_kvm(&self.config.device)?;
         let kernel = open(&self.config.kernel, "the guest kernel")?;
         let initrd = open(&self.config.initrd, "the guest initrd")?;
         let pair = || UnixStream::pair().map_err(cannot("create a stream for the guest"));
-        let (guest, theirs) = pair()?;
-        let (adding, additions) = machine.home.then(pair).transpose()?.unzip();
+        let (mut guest, theirs) = pair()?;
+        let (adding, additions) = shape.has_disk().then(pair).transpose()?.unzip();
 
-        let (mut running, config) = self.launch(shape_of(machine, image, self.config.closure_device))?;
-        let config = Config { segments: segments_of(image), ..config };
-        running.is_home = machine.home;
-        let plugs = adding.map(|adding| running.plugs(adding, image.segments.len())).transpose()?;
-        let (frames, network) = match machine.network {
-            true => self.connect(&mut running).map(|plug| (Some(plug.frames), Some(plug.settings)))?,
-            false => (None, None),
+        let (mut running, config) = self.launch(shape.clone())?;
+        let (origin, memory, snapshot) = match work {
+            Work::Machine => (Origin::Boot, None, None),
+            Work::Template(memory) => (Origin::Template, Some(memory), None),
+            Work::Copy { of, .. } => {
+                let (memory, written) = (of.parts.clone(), of.written.clone());
+                (Origin::Copy { memory, written }, Some(&of.memory), Some(&of.snapshot))
+            }
         };
+        let config = Config { origin, segments: segments_of(image), ..config };
+        running.is_home = shape.has_disk();
+        running.not_passed_on = is_alone.then(|| NotPassedOn::process(running.vmm.pid()));
+        let plugs = adding.map(|adding| running.plugs(adding, image.segments.len())).transpose()?;
+        let (mut frames, mut network, mut nobody) = (None, None, None);
+        if shape.has_network_card() && is_alone {
+            let (ours, far) = network::unconnected().map_err(cannot("create a socket for frames"))?;
+            (frames, nobody) = (Some(ours), Some(far));
+        } else if shape.has_network_card() {
+            let plug = self.connect(&mut running)?;
+            (frames, network) = (Some(plug.frames), Some(plug.settings));
+        }
+        running.nobody = nobody;
         let files = Files {
             kvm: kvm.as_fd(),
             kernel: kernel.as_fd(),
             initrd: initrd.as_fd(),
             console: running.vmm.console(),
+            memory: memory.map(AsFd::as_fd),
+            snapshot: snapshot.map(AsFd::as_fd),
             stream: Some(theirs.as_fd()),
             net: frames.as_ref().map(AsFd::as_fd),
             additions: additions.as_ref().map(AsFd::as_fd),
@@ -232,7 +327,12 @@ impl KvmBackend {
         if let Some(network) = &mut running.network {
             network.wait_for_start().map_err(cannot("start the network of a VM"))?;
         }
-        tracing::debug!(job = machine.id, pid = running.vmm.pid(), jail = ?running.jail, "VM started");
+        if snapshot.is_some() {
+            let resume = templates::resume().map_err(cannot("make the seed of a VM"))?;
+            // A few hundred bytes into an empty socket.
+            guest.write_all(&resume).map_err(cannot("tell a VM that it is a copy"))?;
+        }
+        tracing::debug!(job = id, pid = running.vmm.pid(), jail = ?running.jail, is_copy = snapshot.is_some(), "VM started");
         Ok(StartedVm { running, streams: Streams { guest }, network, plugs })
     }
 }
@@ -256,25 +356,40 @@ pub(crate) struct StartedVm {
     pub plugs: Option<Plugs>,
 }
 
-/// A VM for this machine. A machine without inputs has no closure to show, one without a network no network card, and only a
-/// home a disk that grows.
+/// A VM for this machine. A machine without inputs has no closure to show.
 fn shape_of(machine: Machine<'_>, image: &Image, closure: ClosureDevice) -> Shape {
-    let mut devices = vec![DeviceKind::Vsock];
-    if image.segments.iter().any(|segment| segment.len > 0) {
-        devices.push(DeviceKind::Closure(closure));
-    }
-    // After the closure: the guest names disks in this order.
-    if machine.home {
-        devices.push(DeviceKind::Disk);
-    }
-    devices.push(DeviceKind::Rng);
-    if machine.network {
-        devices.push(DeviceKind::Net);
-    }
-    Shape {
-        vcpus: machine.vcpus.clamp(1, Native::VCPUS_MAX),
-        memory_mib: machine.memory_mib.max(MEMORY_MIN_MIB),
-        devices,
+    let Machine { vcpus, memory_mib, network, home, .. } = machine;
+    let closure = image.segments.iter().any(|segment| segment.len > 0).then_some(closure);
+    Likely { vcpus, memory_mib, network, home }.shape(closure)
+}
+
+/// Machines that will be started: with inputs, and otherwise as in [`Machine`].
+#[derive(Debug, Clone, Copy)]
+pub struct Likely {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub network: bool,
+    pub home: bool,
+}
+
+impl Likely {
+    /// One without a network has no network card, and only a home has a disk that grows.
+    fn shape(self, closure: Option<ClosureDevice>) -> Shape {
+        let mut devices = vec![DeviceKind::Vsock];
+        devices.extend(closure.map(DeviceKind::Closure));
+        // After the closure: the guest names disks in this order.
+        if self.home {
+            devices.push(DeviceKind::Disk);
+        }
+        devices.push(DeviceKind::Rng);
+        if self.network {
+            devices.push(DeviceKind::Net);
+        }
+        Shape {
+            vcpus: self.vcpus.clamp(1, Native::VCPUS_MAX),
+            memory_mib: self.memory_mib.max(MEMORY_MIN_MIB),
+            devices,
+        }
     }
 }
 
@@ -294,6 +409,10 @@ pub(crate) struct Running {
     stopped: Option<String>,
     /// A home ends with its agent: nobody could go on with the sessions in it.
     is_home: bool,
+    /// The other end of a network card that has no network.
+    nobody: Option<OwnedFd>,
+    /// It is nobody's machine.
+    not_passed_on: Option<NotPassedOn>,
 }
 
 /// A VM that another program has started, and paused the build in.
@@ -313,7 +432,8 @@ impl Running {
     fn new(vmm: Vmm, jail: jail::Report) -> Running {
         let (network, last_events) = (None, Vec::new());
         let (reports, stopped) = (Reports::default(), None);
-        Running { network, last_events, vmm, reports, jail, stopped, is_home: false }
+        let (nobody, not_passed_on) = (None, None);
+        Running { network, last_events, vmm, reports, jail, stopped, is_home: false, nobody, not_passed_on }
     }
 
     /// For what is added to a home. `segments`: parts of the closure.

@@ -9,15 +9,18 @@
 //! A start takes the thread until the sandbox's program is executed: a millisecond for a VMM, and for the namespace sandbox
 //! some microseconds more for each input. Starts wait for each other.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
-use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, SendError, Sender};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::{FdFlags, fcntl_setfd};
+
+use crate::usage;
 
 enum Request {
     Spawn { command: Box<Command>, own_pids: bool, started: Sender<io::Result<Child>> },
@@ -69,6 +72,29 @@ fn parent() -> io::Result<&'static Sender<Request>> {
     Ok(PARENT.get_or_init(|| sender))
 }
 
+/// Processes that a program which takes over would know nothing of.
+static NOT_PASSED_ON: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// While this is there, the process, a child of this one, ends before another program takes the place of this one.
+pub(crate) struct NotPassedOn(u32);
+
+impl NotPassedOn {
+    pub fn process(pid: u32) -> NotPassedOn {
+        not_passed_on().insert(pid);
+        NotPassedOn(pid)
+    }
+}
+
+impl Drop for NotPassedOn {
+    fn drop(&mut self) {
+        not_passed_on().remove(&self.0);
+    }
+}
+
+fn not_passed_on() -> MutexGuard<'static, BTreeSet<u32>> {
+    NOT_PASSED_ON.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn is_ending<T>(_: T) -> io::Error {
     io::Error::other("the agent is ending")
 }
@@ -107,6 +133,7 @@ fn attend(requests: &Receiver<Request>) {
                 }
             }
             Request::Replace { mut command, keep, failed } => {
+                not_passed_on().iter().for_each(|pid| usage::end_child(*pid));
                 set_flags(&keep, FdFlags::empty());
                 let error = command.exec();
                 // `exec` sets the default before it executes, and does not take that back: the next write to a client or to a
@@ -173,9 +200,23 @@ mod tests {
     #[test]
     fn a_program_that_cannot_be_executed_leaves_everything_as_it_was() {
         let file = File::open("/dev/null").unwrap();
+        let of_this_one_alone = spawn(
+            {
+                let mut sleep = Command::new("sleep");
+                sleep.arg("600");
+                sleep
+            },
+            false,
+        )
+        .unwrap()
+        .id();
+        let guard = NotPassedOn::process(of_this_one_alone);
         let error = replace(Command::new("/nowhere/agent"), vec![file.as_raw_fd()]);
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(rustix::io::fcntl_getfd(&file).unwrap().contains(FdFlags::CLOEXEC));
+        assert!(usage::pidfd_of_child(of_this_one_alone).is_err(), "it has ended, and was reaped");
+        drop(guard);
+        assert!(!not_passed_on().contains(&of_this_one_alone));
         assert!(spawn(Command::new("true"), false).unwrap().wait().unwrap().success());
         // The test ends here if the signal is deadly.
         let (read, mut write) = io::pipe().unwrap();

@@ -39,13 +39,13 @@ impl std::fmt::Display for Probed {
     }
 }
 
-/// Boots a guest, runs `/bin/sh -c 'exit 0'` in it, and ends it. Returns within `patience` and a second.
-pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, SandboxError> {
-    let job = Job {
+/// A shell, with nothing around it.
+pub(crate) fn job(script: &str, patience: Duration) -> Job {
+    Job {
         id: "probe".to_owned(),
         system: format!("{}-linux", std::env::consts::ARCH),
         builder: b"/bin/sh".to_vec(),
-        args: vec![b"-c".to_vec(), b"exit 0".to_vec()],
+        args: vec![b"-c".to_vec(), script.as_bytes().to_vec()],
         env: BTreeMap::new(),
         files: Vec::new(),
         etc: Vec::new(),
@@ -62,7 +62,12 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
             output_bytes: 0,
             processes: 64,
         },
-    };
+    }
+}
+
+/// Boots a guest, runs `/bin/sh -c 'exit 0'` in it, and ends it. Returns within `patience` and a second.
+pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, SandboxError> {
+    let job = job("exit 0", patience);
     let began = Instant::now();
     let cancel = Cancel::new();
     let late = Arc::new(AtomicBool::new(false));

@@ -10,4 +10,4 @@ pub mod build;
 mod conversation;
 pub mod home;
 mod outgoing;
-mod stream;
+pub(crate) mod stream;

@@ -24,7 +24,7 @@ fn unknown_key_is_refused_with_its_value_and_the_accepted_ones() {
     assert_eq!(
         refusal("roster = \"/r\"\n[sandbox]\nbackend = \"kvm\"\nmemory = 4096\n"),
         "/etc/builder-agent.toml:4: unknown key `sandbox.memory` (its value is 4096)\n\
-         hint: accepted in [sandbox]: backend, kernel, initrd, guest, shell, cgroup, allow-missing, vcpus, memory-mib"
+         hint: accepted in [sandbox]: backend, kernel, initrd, guest, shell, cgroup, allow-missing, templates, vcpus, memory-mib"
     );
 }
 

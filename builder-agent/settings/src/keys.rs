@@ -125,6 +125,7 @@ pub const KEYS: &[Key] = &[
     key("sandbox.shell", Path, Toml(r#""/usr/lib/barnraiser/guest/busybox""#), "namespace: the static shell that becomes `/bin/sh`"),
     key("sandbox.cgroup", Path, Derived("the agent's own cgroup, which then may have no memory limit"), "kvm: the cgroup below which each VM gets its own cgroup, such as that of `barnraiser-builds.service`"),
     key("sandbox.allow-missing", JailSteps, Toml("[]"), "kvm: steps of the jail that may be missing where the host does not support them; they are named in the banner. Possible: `cgroup`, `namespaces`, `pid-namespace`, `own-uid`, `landlock`"),
+    key("sandbox.templates", Int { min: 0, max: 64 }, Toml("3"), "kvm: most templates at a time. A VM starts as a copy of the template of its shape (virtual CPUs, memory, devices) and does not boot a kernel; each template takes about 70 MiB, and 1.6 % of the memory of its VMs. With 0 every VM boots"),
     key("sandbox.vcpus", Int { min: 1, max: 64 }, Toml("1"), "virtual CPUs of a build; [levels](#settings-on-levels) can choose others up to `limits.max-cpus`, and the member's `max-cpus` can reduce it"),
     key("sandbox.memory-mib", Int { min: 64, max: TIB }, Toml("1024"), "memory of a build; [levels](#settings-on-levels) can choose other memory up to `limits.max-memory-mib`, and the member's `max-memory-mib` can reduce it"),
     key("fetch.allow-private", Bool, Toml("false"), "whether the box may connect to addresses that are not public, for substituters and `builtin:fetchurl`"),

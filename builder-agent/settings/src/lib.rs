@@ -91,6 +91,8 @@ pub struct Sandbox {
     pub cgroup: Option<PathBuf>,
     /// Steps of the jail that may be missing; VMs run without them.
     pub allow_missing: Vec<Step>,
+    /// At a time.
+    pub templates: usize,
     pub vcpus: u8,
     pub memory_mib: u32,
 }

@@ -86,6 +86,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             shell: values.required_path("sandbox.shell")?,
             cgroup: values.path("sandbox.cgroup"),
             allow_missing: values.parsed("sandbox.allow-missing"),
+            templates: values.int_of("sandbox.templates") as usize,
             vcpus: vcpus as u8,
             memory_mib: memory as u32,
         },

@@ -10,7 +10,10 @@ fn json(tag: Tag, value: &impl serde::Serialize) -> Frame {
 }
 
 fn hello_frame() -> Frame {
-    json(Tag::Hello, &Hello { version: VERSION, kernel: "6.12".into(), init_ns: 1, ready_ns: 2 })
+    json(
+        Tag::Hello,
+        &Hello { version: VERSION, kernel: "6.12".into(), init_ns: 1, ready_ns: 2, draw: Default::default() },
+    )
 }
 
 fn answer(tag: Tag, number: u64, error: Option<&str>) -> Frame {

@@ -9,6 +9,8 @@ use std::fs::File;
 use std::sync::Mutex;
 
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use vm_memory::GuestMemoryMmap;
 
 use super::devices::console::Console;
@@ -25,6 +27,10 @@ mod missing;
 
 #[cfg(not(target_arch = "x86_64"))]
 pub use missing::Missing as Native;
+
+/// Bytes of a machine's generation: a number that no other machine has. A copy gets another one than its template, and its kernel
+/// notices. "Virtual Machine Generation ID", Microsoft, 2012; Linux: drivers/virt/vmgenid.c.
+pub const GENERATION: usize = 16;
 
 /// The functions and constants that the VMM needs from an architecture.
 pub trait Architecture {
@@ -43,6 +49,10 @@ pub trait Architecture {
     const FIRST_GSI: u32;
     /// Interrupt line of the console.
     const CONSOLE_GSI: u32;
+    /// Guest address of the machine's generation, of [`GENERATION`] bytes, outside of all that the kernel may use.
+    const GENERATION_BASE: u64;
+    /// Interrupt line that tells the guest of another generation.
+    const GENERATION_GSI: u32;
 
     /// System calls of the running VMM whose names exist, or are used, on this architecture only. Each has its reason.
     const SYSTEM_CALLS: &'static [(libc::c_long, &'static str)];
@@ -59,6 +69,15 @@ pub trait Architecture {
     /// Makes the interrupt controller and whatever else must exist before the first vCPU.
     fn prepare_vm(kvm: &Kvm, vm: &VmFd, vcpus: u8) -> Result<Self::Processor, SetupError>;
 
+    /// What the interrupt controllers and the clock of a VM are at. For a copy of the VM, on the same host.
+    type VmState: Serialize + DeserializeOwned + Send;
+
+    /// No vCPU may be running.
+    fn save_vm(vm: &VmFd) -> Result<Self::VmState, SetupError>;
+
+    /// All vCPUs have been made, and not restored yet.
+    fn restore_vm(vm: &VmFd, state: &Self::VmState) -> Result<(), SetupError>;
+
     /// Puts kernel, initrd, command line and the description of the hardware into guest memory.
     fn load(memory: &GuestMemoryMmap, hardware: &Hardware, boot: Boot<'_>) -> Result<Entry, LoadError>;
 
@@ -68,12 +87,21 @@ pub trait Architecture {
 }
 
 /// The properties that the vCPUs of one VM share.
-pub trait Processor {
+pub trait Processor: Send + Sync + 'static {
+    /// What a vCPU is at.
+    type State: Serialize + DeserializeOwned + Send;
+
     /// The first guest-physical address that does not exist.
     fn address_limit(&self) -> u64;
 
     /// Sets up vCPU `id`. The first one starts at `entry`; the others wait until it starts them.
     fn prepare_vcpu(&self, vcpu: &VcpuFd, id: u8, entry: Entry) -> Result<(), SetupError>;
+
+    /// The vCPU must not be running.
+    fn save_vcpu(&self, vcpu: &VcpuFd) -> Result<Self::State, SetupError>;
+
+    /// In place of `prepare_vcpu`: the vCPU goes on where the one with this state stopped.
+    fn restore_vcpu(&self, vcpu: &VcpuFd, id: u8, state: &Self::State) -> Result<(), SetupError>;
 }
 
 /// The outcome of handling a vCPU's exit.

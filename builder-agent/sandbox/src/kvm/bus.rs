@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::arch::{Architecture, MmioSlot, Native};
-use super::devices::console::Console;
+use super::devices::console::{Console, ConsoleState};
 use super::devices::lock;
-use super::devices::mmio::Transport;
+use super::devices::mmio::{Transport, TransportState};
+use super::devices::restore_error::RestoreError;
 
 /// Held by each vCPU thread and the event thread; lives as long as the process.
 pub struct Bus {
@@ -28,6 +29,20 @@ impl Bus {
     pub fn new(console: Console, transports: Vec<Transport>) -> Arc<Bus> {
         let transports = transports.into_iter().map(Mutex::new).collect();
         Arc::new(Bus { console: Mutex::new(console), transports })
+    }
+
+    /// The state of all devices, in order. No vCPU may be running.
+    pub fn save(&self) -> (ConsoleState, Vec<TransportState>) {
+        (lock(&self.console).save(), self.transports.iter().map(|transport| lock(transport).save()).collect())
+    }
+
+    /// Continues from that state; the console was made with its own. Guest memory and interrupt controllers must be restored.
+    pub fn restore(&self, states: &[TransportState]) -> Result<(), RestoreError> {
+        let (saved, here) = (states.len(), self.transports.len());
+        if saved != here {
+            return Err(RestoreError::differs("devices", "number", saved, here));
+        }
+        self.transports.iter().zip(states).try_for_each(|(transport, state)| lock(transport).restore(state))
     }
 
     pub fn device_count(&self) -> usize {

@@ -16,4 +16,6 @@ pub enum End {
     Crashed(&'static str),
     /// KVM could not continue.
     Kvm(String),
+    /// It was asked to stand still, and could go on.
+    Paused,
 }

@@ -47,6 +47,12 @@ impl Events {
     /// Serves all events. Returns only if epoll itself fails.
     pub fn run(mut self) -> io::Error {
         let mut ready = vec![EpollEvent::default(); 32];
+        // Devices that go on where a template stood still wait for something from the start.
+        for device in 0..self.machine.device_count() {
+            if let Err(e) = self.watch(device) {
+                return e;
+            }
+        }
         loop {
             match self.turn(&mut ready) {
                 Err(e) if e.kind() != io::ErrorKind::Interrupted => return e,

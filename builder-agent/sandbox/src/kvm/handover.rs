@@ -22,7 +22,7 @@ use super::jail;
 /// Descriptors per message. Linux: SCM_MAX_FD is 253.
 pub const BATCH: usize = 128;
 /// The agent's own configuration; a closure of 100,000 segments takes 4 MiB.
-const CONFIG_MAX: u32 = 16 << 20;
+pub const CONFIG_MAX: u32 = 16 << 20;
 /// Most bytes of all reports of a VMM. Two reports of a few hundred bytes are expected.
 const REPORTS_MAX: usize = 16 << 10;
 
@@ -74,9 +74,33 @@ pub enum ClosureDevice {
     Blk,
 }
 
+/// What the guest begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// The kernel.
+    Boot,
+    /// Likewise, and its memory is a file. It is written down when the agent sends one byte.
+    Template,
+    /// Where a template of the same shape stood still, with these parts of its memory (offset and length in the file) and zeros
+    /// in all others. It is about to write to the pages in `written`.
+    Copy { memory: Vec<(u64, u64)>, written: Vec<(u64, u64)> },
+}
+
+impl Origin {
+    fn has_memory(&self) -> bool {
+        *self != Origin::Boot
+    }
+
+    fn has_snapshot(&self) -> bool {
+        matches!(self, Origin::Copy { .. })
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
     pub shape: Shape,
+    pub origin: Origin,
     /// The guest kernel's command line.
     pub cmdline: String,
     /// The closure: offset and length of each segment, in the order of the descriptors.
@@ -95,6 +119,10 @@ pub struct Files<Fd> {
     pub kernel: Fd,
     pub initrd: Fd,
     pub console: Fd,
+    /// The memory of a template: there if and only if the VM is one, or a copy of one.
+    pub memory: Option<Fd>,
+    /// The snapshot of a template: there if and only if the VM is a copy.
+    pub snapshot: Option<Fd>,
     /// There if and only if the shape has a device for it.
     pub stream: Option<Fd>,
     /// The socket of the network card: there if and only if the shape has one.
@@ -140,8 +168,14 @@ pub fn send(
     if files.stream.is_some() != config.shape.has_stream() {
         return Err(io::Error::other("a vsock and its stream come together"));
     }
+    let given = (files.memory.is_some(), files.snapshot.is_some());
+    if given != (config.origin.has_memory(), config.origin.has_snapshot()) {
+        return Err(io::Error::other("a template and its memory come together, and a copy and both files"));
+    }
     send_json(socket, config)?;
     let mut all = vec![files.kvm, files.kernel, files.initrd, files.console];
+    all.extend(files.memory);
+    all.extend(files.snapshot);
     all.extend(files.stream);
     all.extend(files.net);
     all.extend(files.additions);
@@ -167,7 +201,12 @@ pub fn receive_json<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<T> {
 }
 
 /// From a sender who may send any length: at most `longest` bytes.
-pub fn receive_json_within<T: DeserializeOwned>(mut socket: impl Read, longest: u32) -> io::Result<T> {
+pub fn receive_json_within<T: DeserializeOwned>(socket: impl Read, longest: u32) -> io::Result<T> {
+    Ok(serde_json::from_slice(&receive_message(socket, longest)?)?)
+}
+
+/// The JSON of such a message.
+pub fn receive_message(mut socket: impl Read, longest: u32) -> io::Result<Vec<u8>> {
     let mut len = [0; 4];
     socket.read_exact(&mut len)?;
     let len = u32::from_le_bytes(len);
@@ -176,7 +215,7 @@ pub fn receive_json_within<T: DeserializeOwned>(mut socket: impl Read, longest: 
     }
     let mut json = vec![0; len as usize];
     socket.read_exact(&mut json)?;
-    Ok(serde_json::from_slice(&json)?)
+    Ok(json)
 }
 
 /// One byte with descriptors.
@@ -196,18 +235,22 @@ pub fn receive(socket: &UnixStream) -> io::Result<(Config, Files<OwnedFd>)> {
     let config: Config = receive_json(socket)?;
     let (has_net, has_disk) = (config.shape.has_network_card(), config.shape.has_disk());
     let has_stream = config.shape.has_stream();
+    let (has_memory, has_snapshot) = (config.origin.has_memory(), config.origin.has_snapshot());
     let files = receive_batch(socket)?;
-    let expected = 4 + [has_stream, has_net, has_disk].map(usize::from).iter().sum::<usize>();
+    let optional = [has_memory, has_snapshot, has_stream, has_net, has_disk];
+    let expected = 4 + optional.map(usize::from).iter().sum::<usize>();
     if files.len() != expected {
         return Err(io::Error::other(format!("expected {expected} descriptors, got {}", files.len())));
     }
     let mut files = files.into_iter();
     let mut next = || files.next().ok_or_else(|| io::Error::other("they were counted above"));
     let (kvm, kernel, initrd, console) = (next()?, next()?, next()?, next()?);
+    let memory = has_memory.then(&mut next).transpose()?;
+    let snapshot = has_snapshot.then(&mut next).transpose()?;
     let stream = has_stream.then(&mut next).transpose()?;
     let net = has_net.then(&mut next).transpose()?;
     let additions = has_disk.then(&mut next).transpose()?;
-    Ok((config, Files { kvm, kernel, initrd, console, stream, net, additions }))
+    Ok((config, Files { kvm, kernel, initrd, console, memory, snapshot, stream, net, additions }))
 }
 
 /// The files of `count` segments, in batches.
@@ -331,6 +374,7 @@ mod tests {
             uid: Some(7),
             allow_missing: vec![jail::Step::Landlock],
             only_jail: false,
+            origin: Origin::Boot,
             segments: (0..count as u64).map(|i| (i * 4096, 4096)).collect(),
         };
         let sent = config.clone();
@@ -342,6 +386,8 @@ mod tests {
                 kernel: fd,
                 initrd: fd,
                 console: fd,
+                memory: None,
+                snapshot: None,
                 stream: Some(fd),
                 net: None,
                 additions: None,
@@ -379,6 +425,7 @@ mod tests {
                     uid: None,
                     allow_missing: Vec::new(),
                     only_jail: false,
+                    origin: Origin::Boot,
                     segments: Vec::new(),
                 };
                 let files = Files {
@@ -386,6 +433,8 @@ mod tests {
                     kernel: fd,
                     initrd: fd,
                     console: fd,
+                    memory: None,
+                    snapshot: None,
                     stream: (given & 1 == 1).then_some(stream.as_fd()),
                     net: (given & 2 == 2).then_some(pipe.as_fd()),
                     additions: (given & 4 == 4).then_some(directory.as_fd()),
@@ -402,6 +451,49 @@ mod tests {
                 assert_eq!(files.stream.map(kind), (shown & 1 == 1).then_some([1, 0, 0, 0]));
                 assert_eq!(files.net.map(kind), (shown & 2 == 2).then_some([0, 1, 0, 0]));
                 assert_eq!(files.additions.map(kind), (shown & 4 == 4).then_some([0, 0, 1, 0]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_template_has_its_memory_and_a_copy_its_snapshot_too() {
+        let (memory, _other) = UnixStream::pair().unwrap();
+        let (snapshot, _writer) = std::io::pipe().unwrap();
+        let parts = vec![(0, 4096), (8192, 4096)];
+        let copy = Origin::Copy { memory: parts, written: vec![(8192, 4096)] };
+        for (shown, origin) in [Origin::Boot, Origin::Template, copy].into_iter().enumerate() {
+            for given in 0..3 {
+                let (agent, vmm) = UnixStream::pair().unwrap();
+                let config = Config {
+                    shape: Shape { vcpus: 1, memory_mib: 512, devices: Vec::new() },
+                    origin: origin.clone(),
+                    cmdline: String::new(),
+                    uid: None,
+                    allow_missing: Vec::new(),
+                    only_jail: false,
+                    segments: Vec::new(),
+                };
+                let null = null();
+                let fd = null.as_fd();
+                let files = Files {
+                    kvm: fd,
+                    kernel: fd,
+                    initrd: fd,
+                    console: fd,
+                    memory: (given >= 1).then_some(memory.as_fd()),
+                    snapshot: (given == 2).then_some(snapshot.as_fd()),
+                    stream: None,
+                    net: None,
+                    additions: None,
+                };
+                assert_eq!(send(&agent, &config, &files, &[]).is_ok(), shown == given, "{shown} {given}");
+                if shown == given {
+                    let (received, files) = receive(&vmm).unwrap();
+                    assert_eq!(received.origin, origin);
+                    let is_socket = |fd: OwnedFd| File::from(fd).metadata().unwrap().file_type().is_socket();
+                    assert_eq!(files.memory.map(is_socket), (given >= 1).then_some(true));
+                    assert_eq!(files.snapshot.map(is_socket), (given == 2).then_some(false));
+                }
             }
         }
     }

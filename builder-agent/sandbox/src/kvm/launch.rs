@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use super::arch::{Architecture, Native};
 use super::devices::console;
 use super::handover::Shape;
 use super::jail::cgroup::{Group, Hierarchy, Limit};
@@ -130,6 +131,13 @@ impl Vmm {
     /// These ranges of the process' addresses are not the VMM's own memory.
     pub fn set_guest_ranges(&mut self, guest: Vec<(u64, u64)>) {
         self.guest = guest;
+    }
+
+    /// The ranges of the process' addresses that are the guest's RAM, from its first byte to its last.
+    pub fn ram(&self, memory_mib: u32) -> Vec<(u64, u64)> {
+        // They are reported first.
+        let count = Native::ram_ranges(u64::from(memory_mib) << 20).len();
+        self.guest.iter().copied().take(count).collect()
     }
 
     /// Kills and reaps the process; returns its status and its usage. Later calls return the same.

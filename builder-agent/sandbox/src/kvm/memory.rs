@@ -11,10 +11,11 @@ mod range;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use rustix::mm::ProtFlags;
+use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::arch::{Architecture, Native};
@@ -81,6 +82,88 @@ pub fn ram(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
         };
     }
     Ok(memory)
+}
+
+/// How a file shows in RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// It is the RAM: what the guest writes is in the file.
+    Shared,
+    /// The guest finds its contents; what it writes is its own.
+    Copied,
+}
+
+/// Puts parts of a file, as offsets and lengths, in the place of RAM. The file has the bytes of all RAM, without the gaps between
+/// its ranges. RAM outside of the parts stays as it is.
+///
+/// Not one mapping of the whole file: a page that a copy writes to, and that the file does not have yet, would come into being in
+/// the file, too, and stay there (Linux: do_cow_fault, shmem_get_folio).
+pub fn lay_over(
+    memory: &GuestMemoryMmap,
+    file: &File,
+    parts: &[(u64, u64)],
+    backing: Backing,
+) -> Result<(), MemoryError> {
+    let flags = match backing {
+        Backing::Shared => MapFlags::SHARED,
+        Backing::Copied => MapFlags::PRIVATE | MapFlags::NORESERVE,
+    };
+    for (index, &(offset, len)) in parts.iter().enumerate() {
+        let wrong = || MemoryError::Unaligned { index, offset, len };
+        let (_, at) = place(memory, (offset, len)).ok_or_else(wrong)?;
+        if [offset, len].iter().any(|v| v % PAGE != 0) || len == 0 {
+            return Err(wrong());
+        }
+        // SAFETY: the range lies in the mapping of one region, which nobody reads yet; MAP_FIXED replaces just these pages. The
+        // file does not become shorter: it is a memory file of the agent, sealed when others copy it.
+        unsafe {
+            rustix::mm::mmap(
+                at.cast(),
+                len as usize,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags | MapFlags::FIXED,
+                file.as_fd(),
+                offset,
+            )
+        }
+        .map_err(|e| MemoryError::Map { index, source: e.into() })?;
+    }
+    Ok(())
+}
+
+/// Where `len` bytes at an offset of such a file are: the address in the guest, and the one in this process.
+pub fn place(memory: &GuestMemoryMmap, (offset, len): (u64, u64)) -> Option<(u64, *mut u8)> {
+    let mut before = 0;
+    memory.iter().find_map(|region| {
+        let at = offset.checked_sub(before);
+        before += region.len();
+        let at = at.filter(|at| *at < region.len() && len <= region.len() - at)?;
+        // SAFETY: `at` is inside the region's mapping.
+        Some((region.start_addr().0 + at, unsafe { region.as_ptr().add(at as usize) }))
+    })
+}
+
+/// Makes these pages of RAM, by their place in such a file, the process' own, as if the guest had written to them. Only a matter
+/// of time: a kernel that cannot do it does it when the guest writes.
+pub fn copy_in_advance(memory: &GuestMemoryMmap, pages: &[(u64, u64)]) {
+    for &(offset, len) in pages {
+        if let Some((_, at)) = place(memory, (offset, len)) {
+            // SAFETY: the range is inside RAM, which stays mapped; the advice changes no contents.
+            let _ = unsafe {
+                rustix::mm::madvise(at.cast(), len as usize, rustix::mm::Advice::LinuxPopulateWrite)
+            };
+        }
+    }
+}
+
+/// All parts of a file for [`lay_over`]: one for each range of RAM.
+pub fn whole(memory: &GuestMemoryMmap) -> Vec<(u64, u64)> {
+    let mut offset = 0;
+    let mut next = |len| {
+        offset += len;
+        (offset - len, len)
+    };
+    memory.iter().map(|region| next(region.len())).collect()
 }
 
 /// The closure's image in this process' memory.
@@ -178,6 +261,71 @@ pub mod tests {
         let mut file = File::from(fd);
         file.write_all(bytes).unwrap();
         file
+    }
+
+    /// A file of the size of this RAM, with a letter in one page.
+    fn backing(mib: u64, page: u64) -> File {
+        let file = file(&[]);
+        file.set_len(mib << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[b'a'; PAGE as usize], page * PAGE).unwrap();
+        file
+    }
+
+    fn read(memory: &GuestMemoryMmap, at: u64) -> u8 {
+        vm_memory::Bytes::read_obj(memory, GuestAddress(at)).unwrap()
+    }
+
+    fn write(memory: &GuestMemoryMmap, at: u64) {
+        vm_memory::Bytes::write_obj(memory, b'b', GuestAddress(at)).unwrap();
+    }
+
+    #[test]
+    fn what_copies_of_a_file_write_is_their_own_and_never_in_the_file() {
+        use std::os::unix::fs::MetadataExt;
+        let file = backing(4, 3);
+        let blocks = file.metadata().unwrap().blocks();
+        let copies = [(); 2].map(|()| {
+            let memory = ram(4).unwrap();
+            lay_over(&memory, &file, &[(3 * PAGE, PAGE)], Backing::Copied).unwrap();
+            memory
+        });
+        copy_in_advance(&copies[1], &[(3 * PAGE, PAGE)]);
+        write(&copies[0], 3 * PAGE);
+        // Outside of the part: memory that no copy shares.
+        write(&copies[0], 5 * PAGE);
+        let seen = [0, 1].map(|i: usize| [3, 5].map(|page| read(&copies[i], page * PAGE)));
+        assert_eq!(seen, [[b'b', b'b'], [b'a', 0]]);
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 3 * PAGE).unwrap();
+        assert_eq!((byte, file.metadata().unwrap().blocks()), ([b'a'], blocks));
+    }
+
+    #[test]
+    fn a_file_that_is_the_ram_has_what_the_guest_writes_on_both_sides_of_the_gap() {
+        let mib = 3 * 1024 + 2;
+        let file = backing(mib, 1);
+        let memory = ram(mib).unwrap();
+        lay_over(&memory, &file, &whole(&memory), Backing::Shared).unwrap();
+        assert_eq!(read(&memory, PAGE), b'a');
+        // The second range begins at 4 GiB, and at 3 GiB of the file.
+        write(&memory, (4 << 30) + 7);
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, (3 << 30) + 7).unwrap();
+        assert_eq!(byte, [b'b']);
+        assert_eq!(place(&memory, (3 << 30, 1)).unwrap().0, 4 << 30);
+    }
+
+    #[test]
+    fn parts_that_are_not_in_one_range_of_ram_are_refused() {
+        let mib = 3 * 1024 + 2;
+        let (file, memory) = (backing(mib, 1), ram(mib).unwrap());
+        let size = mib << 20;
+        for part in [(0, 0), (1, PAGE), (0, 100), (size, PAGE), ((3 << 30) - PAGE, 2 * PAGE), (!4095, PAGE)] {
+            let refused = lay_over(&memory, &file, &[part], Backing::Copied);
+            assert!(matches!(refused, Err(MemoryError::Unaligned { .. })), "{part:?}");
+            copy_in_advance(&memory, &[part]);
+        }
+        lay_over(&memory, &file, &[(size - PAGE, PAGE)], Backing::Copied).unwrap();
     }
 
     #[test]

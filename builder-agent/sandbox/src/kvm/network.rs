@@ -88,6 +88,12 @@ pub struct Plug {
     pub settings: protocol::Network,
 }
 
+/// Both ends of the socket of a network card that nothing is connected with.
+pub fn unconnected() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
 impl Network {
     /// Starts a guard, which `limit` puts under limits before it gets anything to do.
     pub fn start(
@@ -106,8 +112,7 @@ impl Network {
         let (control, theirs) = UnixStream::pair()?;
         let (guard, stderr) = Process::again(executable, ARGUMENT, theirs)?;
         limit(guard.pid())?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (frames, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (frames, theirs) = unconnected()?;
         let user = |base: u32| jail::is_root().then(|| base.saturating_add(guard.pid()));
         let order = Order {
             policy,

@@ -1,17 +1,22 @@
 //! The loop of one vCPU: enters the guest, handles the reason of its exit, and enters it again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::arch::{Architecture, Native, Served};
 use super::bus::Bus;
 use super::end::{End, Stop};
 
-/// Runs the vCPU. Returns when the machine must stop.
-pub fn run(vcpu: &mut VcpuFd, machine: &Bus) -> End {
+/// Runs the vCPU. Returns when the machine must stop, or after a signal when `pause` is set: then everything that the guest had
+/// begun outside of the processor is complete.
+pub fn run(vcpu: &mut VcpuFd, machine: &Bus, pause: &AtomicBool) -> End {
     loop {
         let exit = match vcpu.run() {
             Ok(exit) => exit,
-            // A signal arrived, or KVM must be called again.
+            // A signal arrived. KVM has noted the answer to the exit before.
+            Err(e) if e.errno() == libc::EINTR && pause.load(Ordering::SeqCst) => return End::Paused,
+            // KVM must be called again.
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => continue,
             Err(e) => return End::Kvm(format!("KVM_RUN failed: {e}")),
         };

@@ -1,8 +1,8 @@
 //! A VM: created from a [`Shape`], then loaded with a program.
 //!
 //! [`Vm::new`] makes everything that a shape describes, memory and devices; it does not know which program will run.
-//! [`Vm::boot`] then loads a kernel and makes vCPUs that start at its entry point. A snapshot would take its place: it
-//! would restore memory, devices and vCPUs.
+//! [`Vm::boot`] then loads a kernel and makes vCPUs that start at its entry point. [`Vm::restore`] takes its place in the copy of a
+//! template, whose memory has the program already: it sets devices and vCPUs to where they were.
 
 use std::fs::File;
 use std::io;
@@ -12,17 +12,18 @@ use std::sync::Arc;
 
 use guest::protocol::VSOCK_PORT;
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::additions::{Additions, Ports};
 use super::arch::{self, Architecture, Boot, Hardware, MmioSlot, Native, Processor};
 use super::bus::{self, Bus};
 use super::devices::blk::Blk;
-use super::devices::console::{Console, Ring};
+use super::devices::console::{Console, ConsoleState, Ring};
 use super::devices::mmio::{Transport, register};
 use super::devices::net::Net;
 use super::devices::pmem::Pmem;
+use super::devices::restore_error::RestoreError;
 use super::devices::rng::Rng;
 use super::devices::vsock::Vsock;
 use super::devices::{Device, Interrupt};
@@ -30,6 +31,8 @@ use super::events::Kick;
 use super::handover::{ClosureDevice, DeviceKind, Shape};
 use super::memory::growing::Growing;
 use super::memory::{self, Closure, MemoryError};
+use super::prefault;
+use super::snapshot::{Snapshot, VcpuState};
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
@@ -43,6 +46,12 @@ pub enum VmError {
     Kvm { what: &'static str, source: kvm_ioctls::Error },
     #[error("cannot {what}")]
     Io { what: &'static str, source: io::Error },
+    #[error("cannot go on where the template stood still")]
+    Restore(#[from] RestoreError),
+    #[error("cannot write the generation of the VM to its memory")]
+    Generation(#[source] vm_memory::GuestMemoryError),
+    #[error("the template had {saved} vCPUs, and its copy has {here}")]
+    Vcpus { saved: usize, here: u8 },
     #[error("KVM here has API version {got}, not {want}")]
     KvmVersion { got: i32, want: u32 },
     #[error("a vsock has a stream to the agent, and the shape has more of them than there are streams")]
@@ -65,6 +74,8 @@ pub fn io(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
 
 /// The host's side of the devices.
 pub struct Parts {
+    /// As large as the shape says.
+    pub memory: GuestMemoryMmap,
     pub closure: Closure,
     /// The stream of the vsock, if the shape has one.
     pub stream: Option<UnixStream>,
@@ -74,11 +85,13 @@ pub struct Parts {
     pub additions: Option<UnixStream>,
     /// The ring that keeps the end of the console's output.
     pub console: File,
+    /// The console of the template, if this is a copy.
+    pub console_state: Option<ConsoleState>,
 }
 
 pub struct Vm {
     vm: VmFd,
-    processor: <Native as Architecture>::Processor,
+    processor: Arc<<Native as Architecture>::Processor>,
     hardware: Hardware,
     memory: GuestMemoryMmap,
     /// Kept because KVM uses its mapping.
@@ -91,6 +104,8 @@ pub struct Vm {
     pub additions: Option<Additions>,
     /// Empty before [`Vm::boot`].
     pub vcpus: Vec<VcpuFd>,
+    /// Tells the guest of another generation.
+    generation: Irq,
 }
 
 impl Vm {
@@ -99,12 +114,12 @@ impl Vm {
         if version != kvm_bindings::KVM_API_VERSION as i32 {
             return Err(VmError::KvmVersion { got: version, want: kvm_bindings::KVM_API_VERSION });
         }
-        let Parts { closure, mut stream, mut net, additions: mut agent, console } = parts;
+        let Parts { memory, closure, mut stream, mut net, additions: mut agent, console, console_state } =
+            parts;
         let vm = hypervisor.create_vm().map_err(kvm("create a VM"))?;
         let ram = Native::ram_ranges(u64::from(shape.memory_mib) << 20);
-        let memory = memory::ram(shape.memory_mib.into())?;
         let closure = Arc::new(closure);
-        let processor = Native::prepare_vm(hypervisor, &vm, shape.vcpus)?;
+        let processor = Arc::new(Native::prepare_vm(hypervisor, &vm, shape.vcpus)?);
 
         if let Some(stream) = &stream {
             stream.set_nonblocking(true).map_err(io("prepare the agent's stream"))?;
@@ -141,7 +156,11 @@ impl Vm {
 
         let slots = bus::slots(devices.len());
         let (transports, mut kicks) = connect(&vm, &memory, devices, &slots)?;
-        let console = Console::new(Ring::new(console), Box::new(irq(&vm, Native::CONSOLE_GSI)?));
+        let (ring, interrupt) = (Ring::new(console), Box::new(irq(&vm, Native::CONSOLE_GSI)?));
+        let console = match &console_state {
+            Some(state) => Console::restore(state, ring, interrupt)?,
+            None => Console::new(ring, interrupt),
+        };
         let bus = Bus::new(console, transports);
         let mut additions = None;
         if let Some((agent, grower)) = growing {
@@ -151,20 +170,88 @@ impl Vm {
             kicks.push(plugged);
             additions = Some(Additions::new(agent, grower, ports));
         }
+        let generation = irq(&vm, Native::GENERATION_GSI)?;
         let hardware = Hardware { vcpus: shape.vcpus, ram, slots };
         let vcpus = Vec::new();
-        Ok(Vm { vm, processor, hardware, memory, _closure: closure, mapped, bus, kicks, additions, vcpus })
+        Ok(Vm {
+            vm,
+            processor,
+            hardware,
+            memory,
+            _closure: closure,
+            mapped,
+            bus,
+            kicks,
+            additions,
+            vcpus,
+            generation,
+        })
     }
 
     /// Loads a kernel, and makes the vCPUs that will start it.
     pub fn boot(&mut self, boot: Boot<'_>) -> Result<(), VmError> {
         let entry = Native::load(&self.memory, &self.hardware, boot)?;
+        self.begin_generation()?;
         for id in 0..self.hardware.vcpus {
             let vcpu = self.vm.create_vcpu(id.into()).map_err(kvm("create a vCPU"))?;
             self.processor.prepare_vcpu(&vcpu, id, entry)?;
             self.vcpus.push(vcpu);
         }
         Ok(())
+    }
+
+    /// Makes vCPUs that go on where those of the template stood still. The memory is a copy of the template's already.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), VmError> {
+        let (saved, here) = (snapshot.vcpus.len(), self.hardware.vcpus);
+        if saved != usize::from(here) {
+            return Err(VmError::Vcpus { saved, here });
+        }
+        for id in 0..here {
+            self.vcpus.push(self.vm.create_vcpu(id.into()).map_err(kvm("create a vCPU"))?);
+        }
+        Native::restore_vm(&self.vm, &snapshot.vm)?;
+        for ((id, vcpu), state) in (0..).zip(&self.vcpus).zip(&snapshot.vcpus) {
+            self.processor.restore_vcpu(vcpu, id, state)?;
+        }
+        // Last: what they have to tell the guest goes through the interrupt controllers.
+        self.bus.restore(&snapshot.devices)?;
+        // The guest's kernel begins anew with its random numbers, before it gets a seed over the stream.
+        self.begin_generation()?;
+        self.generation.trigger();
+        Ok(())
+    }
+
+    /// Gives the machine a generation that no other one has.
+    fn begin_generation(&self) -> Result<(), VmError> {
+        let mut generation = [0; arch::GENERATION];
+        // So few bytes come whole (getrandom(2)).
+        rustix::rand::getrandom(&mut generation[..], rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| VmError::Io { what: "draw the generation of a VM", source: e.into() })?;
+        let at = GuestAddress(Native::GENERATION_BASE);
+        self.memory.write_slice(&generation, at).map_err(VmError::Generation)
+    }
+
+    /// Has KVM map these pages of RAM, by their place in the template's memory, so that the guest does not have to stop for them.
+    /// Only a matter of time.
+    pub fn map_in_advance(&self, pages: &[(u64, u64)]) {
+        let Some(vcpu) = self.vcpus.first() else { return };
+        for &(offset, len) in pages {
+            let Some((guest, _)) = memory::place(&self.memory, (offset, len)) else { continue };
+            if prefault::map(vcpu, guest, len).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The VM as it stands still, with these vCPUs of it.
+    pub fn snapshot(&self, vcpus: Vec<VcpuState>) -> Result<Snapshot, VmError> {
+        let (console, devices) = self.bus.save();
+        Ok(Snapshot { vm: Native::save_vm(&self.vm)?, vcpus, devices, console })
+    }
+
+    /// What reads the state of this VM's vCPUs.
+    pub fn processor(&self) -> Arc<<Native as Architecture>::Processor> {
+        self.processor.clone()
     }
 
     /// Address ranges of this process that are guest RAM, closure or growing disk.

@@ -127,7 +127,13 @@ impl Fake {
     }
 
     fn hello(&mut self) {
-        let hello = Hello { version: VERSION, kernel: "6.12.0-test".into(), init_ns: 1, ready_ns: 2 };
+        let hello = Hello {
+            version: VERSION,
+            kernel: "6.12.0-test".into(),
+            init_ns: 1,
+            ready_ns: 2,
+            draw: Default::default(),
+        };
         self.raw(&json_frame(Tag::Hello, &hello).unwrap());
     }
 

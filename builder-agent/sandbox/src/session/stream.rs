@@ -15,7 +15,7 @@ use crate::error::SandboxError;
 /// the stream.
 ///
 /// A waker that was raised is not any more. What it is about is a flag elsewhere, which the caller looks at every time.
-pub(super) fn wait(
+pub(crate) fn wait(
     stream: &UnixStream,
     wakers: &[&OwnedFd],
     network: Option<BorrowedFd<'_>>,

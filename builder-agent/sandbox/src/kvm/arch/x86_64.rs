@@ -6,6 +6,7 @@ mod cpuid;
 mod layout;
 mod ports;
 mod registers;
+mod state;
 
 use std::sync::Mutex;
 
@@ -33,6 +34,8 @@ impl Architecture for X86_64 {
     const MMIO_STRIDE: u64 = layout::MMIO_STRIDE;
     const FIRST_GSI: u32 = layout::FIRST_GSI;
     const CONSOLE_GSI: u32 = layout::COM1_GSI;
+    const GENERATION_BASE: u64 = layout::GENERATION;
+    const GENERATION_GSI: u32 = layout::GENERATION_GSI;
     const SYSTEM_CALLS: &'static [(libc::c_long, &'static str)] = &[(
         libc::SYS_epoll_wait,
         "the event thread waits; libcs of other architectures only have epoll_pwait",
@@ -55,7 +58,17 @@ impl Architecture for X86_64 {
         switch_counters_off(vm)?;
         let (supported, tsc_deadline) =
             cpuid::supported(kvm).map_err(failed("ask KVM which CPU features it has"))?;
-        Ok(Cpu { supported, tsc_deadline, vcpus })
+        Ok(Cpu { supported, tsc_deadline, vcpus, msrs: state::msr_indices(kvm)? })
+    }
+
+    type VmState = state::VmState;
+
+    fn save_vm(vm: &VmFd) -> Result<state::VmState, SetupError> {
+        state::save_vm(vm)
+    }
+
+    fn restore_vm(vm: &VmFd, state: &state::VmState) -> Result<(), SetupError> {
+        state::restore_vm(vm, state)
     }
 
     fn load(memory: &GuestMemoryMmap, hardware: &Hardware, boot: Boot<'_>) -> Result<Entry, LoadError> {
@@ -87,6 +100,15 @@ pub struct Cpu {
     supported: kvm_bindings::CpuId,
     tsc_deadline: bool,
     vcpus: u8,
+    /// The model-specific registers that belong to a vCPU's state.
+    msrs: Vec<u32>,
+}
+
+impl Cpu {
+    fn describe(&self, vcpu: &VcpuFd, id: u8) -> Result<(), SetupError> {
+        let cpuid = cpuid::for_vcpu(&self.supported, self.tsc_deadline, id, self.vcpus);
+        vcpu.set_cpuid2(&cpuid).map_err(failed("describe the CPU to the guest"))
+    }
 }
 
 /// Switches performance counters off, whatever CPUID tells the guest. Possible from Linux 5.18 on; on older
@@ -105,17 +127,27 @@ fn switch_counters_off(vm: &VmFd) -> Result<(), SetupError> {
 }
 
 impl Processor for Cpu {
+    type State = state::VcpuState;
+
     fn address_limit(&self) -> u64 {
         1 << cpuid::physical_bits(&self.supported).clamp(32, 52)
     }
 
     fn prepare_vcpu(&self, vcpu: &VcpuFd, id: u8, entry: Entry) -> Result<(), SetupError> {
-        let cpuid = cpuid::for_vcpu(&self.supported, self.tsc_deadline, id, self.vcpus);
-        vcpu.set_cpuid2(&cpuid).map_err(failed("describe the CPU to the guest"))?;
+        self.describe(vcpu, id)?;
         registers::common(vcpu)?;
         if id == 0 {
             registers::boot(vcpu, entry)?;
         }
         Ok(())
+    }
+
+    fn save_vcpu(&self, vcpu: &VcpuFd) -> Result<state::VcpuState, SetupError> {
+        state::save_vcpu(vcpu, &self.msrs)
+    }
+
+    fn restore_vcpu(&self, vcpu: &VcpuFd, id: u8, state: &state::VcpuState) -> Result<(), SetupError> {
+        self.describe(vcpu, id)?;
+        state::restore_vcpu(vcpu, state)
     }
 }

@@ -92,6 +92,23 @@ fn registers_are_the_same_after_every_step_of_a_driver() {
     }
 }
 
+/// The closure of a template is not the closure of its copies.
+#[test]
+fn a_device_that_no_driver_has_looked_at_may_be_another_one_of_its_kind_afterwards() {
+    let larger = || -> Box<dyn Device> { Box::new(Pmem::new(0x1_0000_0000, 0x40_0000)) };
+    let mut d = Driver::new(pmem());
+    d.add_status(status::ACKNOWLEDGE);
+    d.move_to(larger()).unwrap();
+    let length = [register::CONFIG + 8, register::CONFIG + 12].map(|at| d.get(at));
+    assert_eq!(length, [0x40_0000, 0], "the new one's");
+    d.negotiate();
+    assert!(d.move_to(pmem()).is_err(), "the driver knows its length now");
+    d.move_to(larger()).unwrap();
+    // It is of the same kind in any case.
+    let mut d = Driver::new(pmem());
+    assert!(d.move_to(blk(7)).is_err());
+}
+
 #[test]
 fn requests_before_and_after_are_answered_in_one_order() {
     let mut d = Driver::new(blk(7));
@@ -248,12 +265,19 @@ fn a_device_takes_the_state_of_no_other() {
             assert_eq!(d.transport.restore(&mixed).is_ok(), index == other, "{index} {other}");
         }
     }
+    let started = |device| {
+        let mut d = Driver::new(device);
+        d.start();
+        d.transport.save()
+    };
     let mut smaller = Driver::new(Box::new(Pmem::new(0x1_0000_0000, 0x10_0000)));
-    let error = smaller.transport.restore(&states[1]).unwrap_err().to_string();
+    smaller.start();
+    let error = smaller.transport.restore(&started(pmem())).unwrap_err().to_string();
     assert!(error.starts_with("cannot restore the pmem: its state was"), "{error}");
     // Nor does a disk take the state of one that has other images.
     let mut empty = Driver::new(Box::new(Blk::new(Growing::reserve().unwrap().0)));
-    assert!(empty.transport.restore(&states[5]).is_err());
+    empty.start();
+    assert!(empty.transport.restore(&started(disk())).is_err());
 }
 
 type Change = fn(&mut TransportState);

@@ -16,6 +16,8 @@ use crate::kvm::handover::Shape;
 
 /// KVM_RUN, `_IO(KVMIO, 0x80)`; not exported by kvm-ioctls.
 const KVM_RUN: u64 = 0xae80;
+/// The bits of an ioctl's number that say whose it is: for KVM's, those of `KVMIO`.
+const KVM_TYPE: u64 = 0xff00;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
@@ -58,14 +60,29 @@ const ALLOWED_WITH_A_DISK: &[(libc::c_long, &str)] = &[
     (libc::SYS_fstat, "a file is not mapped beyond its end"),
 ];
 
+/// What the VMM of a template needs beside those, to stop its vCPUs and to read what they are at. No program but this project's
+/// own has run in its guest.
+#[rustfmt::skip]
+const ALLOWED_FOR_A_TEMPLATE: &[(libc::c_long, &str)] = &[
+    (libc::SYS_tgkill, "a signal stops a vCPU that is in the guest"),
+    (libc::SYS_getpid, "likewise, as the C library sends it"),
+    (libc::SYS_gettid, "likewise"),
+    (libc::SYS_rt_sigprocmask, "likewise: no other signal meanwhile"),
+];
+
 /// The filter of a VMM of this shape.
-pub fn filter(shape: &Shape) -> Result<BpfProgram, SeccompError> {
+pub fn filter(shape: &Shape, is_template: bool) -> Result<BpfProgram, SeccompError> {
     let with_disk = if shape.has_disk() { ALLOWED_WITH_A_DISK } else { &[] };
-    let allowed = ALLOWED.iter().chain(Native::SYSTEM_CALLS).chain(with_disk);
+    let of_template = if is_template { ALLOWED_FOR_A_TEMPLATE } else { &[] };
+    let allowed = ALLOWED.iter().chain(Native::SYSTEM_CALLS).chain(with_disk).chain(of_template);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         allowed.map(|(number, _reason)| (*number, Vec::new())).collect();
     // vCPU threads enter the guest. Nothing else of KVM: no new memory slots, no new VMs.
-    rules.insert(libc::SYS_ioctl, vec![argument(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, KVM_RUN)?]);
+    let (which, number) = match is_template {
+        false => (SeccompCmpOp::Eq, KVM_RUN),
+        true => (SeccompCmpOp::MaskedEq(KVM_TYPE), KVM_RUN & KVM_TYPE),
+    };
+    rules.insert(libc::SYS_ioctl, vec![argument(1, SeccompCmpArgLen::Dword, which, number)?]);
     // malloc, for large buffers; the images of a growing disk. Never executable memory.
     let executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     rules.insert(libc::SYS_mmap, vec![argument(2, SeccompCmpArgLen::Dword, executable.clone(), 0)?]);
@@ -125,7 +142,7 @@ mod tests {
     const HOME: &[DeviceKind] = &[DeviceKind::Vsock, DeviceKind::Disk, DeviceKind::Net];
 
     fn filter_with(devices: &[DeviceKind]) -> BpfProgram {
-        filter(&Shape { vcpus: 1, memory_mib: 128, devices: devices.to_vec() }).unwrap()
+        filter(&Shape { vcpus: 1, memory_mib: 128, devices: devices.to_vec() }, false).unwrap()
     }
 
     /// What a filter says of a system call, as the kernel would run it.
@@ -183,6 +200,23 @@ mod tests {
             expected.extend([libc::SYS_recvmsg, libc::SYS_fstat]);
             expected.sort_unstable();
             assert_eq!(allowed(&home, arguments), expected, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn the_vmm_of_a_template_may_stop_its_vcpus_and_ask_kvm_for_anything_and_no_more() {
+        let shape = Shape { vcpus: 1, memory_mib: 128, devices: BUILD.to_vec() };
+        let (template, build) = (filter(&shape, true).unwrap(), filter_with(BUILD));
+        // KVM_GET_REGS; an ioctl of terminals; one of KVM's number with another's type.
+        for (ioctl, is_kvm) in [(KVM_RUN, true), (0x8090_ae81, true), (0x5401, false), (0xaf80, false)] {
+            let arguments = [3, ioctl, 0, 0, 0, 0];
+            let mut expected = allowed(&build, arguments);
+            expected.extend([libc::SYS_tgkill, libc::SYS_getpid, libc::SYS_gettid, libc::SYS_rt_sigprocmask]);
+            if is_kvm && ioctl != KVM_RUN {
+                expected.push(libc::SYS_ioctl);
+            }
+            expected.sort_unstable();
+            assert_eq!(allowed(&template, arguments), expected, "{ioctl:#x}");
         }
     }
 

@@ -5,7 +5,8 @@
 //! exits at boot. Power off and reset are two bytes of I/O port space (`ports::SLEEP`, `ports::RESET`).
 
 use acpi_tables::aml::{
-    self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate,
+    self, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
+    ResourceTemplate,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -29,6 +30,8 @@ const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
 const BOOT_ARCH_NO_CMOS_RTC: u16 = 1 << 5;
 /// The value of `_S5`: written to the sleep control register (shifted) to power off.
 const SLEEP_TYPE_S5: u8 = 5;
+/// The notification of the specification of generations.
+const CHANGED: u8 = 0x80;
 
 /// All tables as one block to be placed at `base`; the RSDP is its first byte.
 pub fn tables(base: u64, vcpus: u8, slots: &[MmioSlot]) -> Vec<u8> {
@@ -116,6 +119,7 @@ fn dsdt(slots: &[MmioSlot]) -> Sdt {
         ],
     )
     .to_aml_bytes(&mut aml);
+    generation(&mut aml);
     for (index, slot) in slots.iter().enumerate() {
         virtio(index, slot, &mut aml);
     }
@@ -123,6 +127,46 @@ fn dsdt(slots: &[MmioSlot]) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
     dsdt.append_slice(&aml);
     dsdt
+}
+
+/// The machine's generation, and the device through which the guest is told of another one: without the events of a full ACPI,
+/// that is a generic one (ACPI 6.5, 5.6.9).
+fn generation(out: &mut dyn AmlSink) {
+    let name = "VM_Gen_Counter";
+    let (low, high) = (layout::GENERATION as u32, (layout::GENERATION >> 32) as u32);
+    Device::new(
+        "_SB_.VGEN".into(),
+        vec![
+            // Linux: vmgenid_acpi_ids. The second one is the name of the specification.
+            &Name::new("_HID".into(), &"VMGENCTR"),
+            &Name::new("_CID".into(), &name),
+            &Name::new("_DDN".into(), &name),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    )
+    .to_aml_bytes(out);
+    let device = Path::new("\\_SB_.VGEN");
+    let changed = Notify::new(&device, &CHANGED);
+    let event = Method::new("_EVT".into(), 1, true, vec![&changed]);
+    Device::new(
+        "_SB_.GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &aml::ZERO),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&Interrupt::new(
+                    true,
+                    true,
+                    false,
+                    false,
+                    layout::GENERATION_GSI,
+                )]),
+            ),
+            &event,
+        ],
+    )
+    .to_aml_bytes(out);
 }
 
 fn virtio(index: usize, slot: &MmioSlot, out: &mut dyn AmlSink) {

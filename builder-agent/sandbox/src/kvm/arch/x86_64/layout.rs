@@ -3,7 +3,7 @@
 //! ```text
 //! 0x0000_0000_6000  PVH start info, memory map, module list
 //! 0x0000_0002_0000  kernel command line
-//! 0x0000_000e_0000  ACPI tables (reserved, 128 KiB)
+//! 0x0000_000e_0000  ACPI tables (reserved, 128 KiB), in whose last page the generation is
 //! 0x0000_0010_0000  RAM; the kernel where its ELF file says, the initrd at the top of low RAM
 //! 0x0000_c000_0000  end of low RAM
 //! 0x0000_d000_0000  one page of registers per virtio-mmio device
@@ -21,6 +21,8 @@ pub const CMDLINE_MAX: usize = 2048;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 pub const ACPI: u64 = 0xe_0000;
 pub const ACPI_SIZE: u64 = 0x2_0000;
+/// The last page of the reserved range.
+pub const GENERATION: u64 = ACPI + ACPI_SIZE - 0x1000;
 pub const HIGH_RAM: u64 = 0x10_0000;
 const GAP_START: u64 = 0xc000_0000;
 const GAP_END: u64 = 0x1_0000_0000;
@@ -34,6 +36,9 @@ pub const TSS: usize = 0xfffb_d000;
 pub const COM1_GSI: u32 = 4;
 /// First interrupt line for virtio devices: 0 to 4 belong to the timer, the keyboard, the cascade and COM1/COM2.
 pub const FIRST_GSI: u32 = 5;
+
+/// The last line of the IOAPIC: devices count from below.
+pub const GENERATION_GSI: u32 = 23;
 
 const GIB: u64 = 1 << 30;
 
