@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         resolver: Some(resolver.parse()?),
     };
     let (mut network, plug) = Network::start(&config, Path::new(agent), &[], |_| Ok(()))?;
-    network.wait_for_start()?;
+    network.wait_for_start(&sandbox::Cancel::new())?;
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
     let tap = std::thread::spawn(move || tap_in(&namespace)).join().map_err(|_| "a panic")??;
     let mut commands = vec![

@@ -14,6 +14,7 @@ use egress::Event;
 use guest::protocol;
 
 use crate::cancel::Cancel;
+use crate::cpu_meter::CpuMeter;
 use crate::error::SandboxError;
 use crate::paused::PausedMachine;
 use crate::plugs::Plugs;
@@ -108,6 +109,11 @@ pub trait FarEnd: Send {
 
     /// Polls readable when there are more of them.
     fn network_stream(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// To read its processor time while it runs.
+    fn cpu_meter(&self) -> Option<CpuMeter> {
         None
     }
 

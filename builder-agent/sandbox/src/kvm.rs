@@ -47,6 +47,7 @@ use templates::{Template, Templates};
 
 use crate::backend::{Backend, FarEnd, Image, Inputs, Machine, Started, Streams};
 use crate::cancel::Cancel;
+use crate::cpu_meter::CpuMeter;
 use crate::descriptors::Received;
 use crate::error::SandboxError;
 use crate::parent::NotPassedOn;
@@ -325,7 +326,7 @@ impl Launcher {
         running.wait_for_start(cancel)?;
         sent.map_err(cannot("hand the job over to the VMM"))?;
         if let Some(network) = &mut running.network {
-            network.wait_for_start().map_err(cannot("start the network of a VM"))?;
+            network.wait_for_start(cancel)?;
         }
         if snapshot.is_some() {
             let resume = templates::resume().map_err(cannot("make the seed of a VM"))?;
@@ -566,12 +567,19 @@ impl FarEnd for Running {
         self.network.as_ref()?.control().map(AsFd::as_fd)
     }
 
+    fn cpu_meter(&self) -> Option<CpuMeter> {
+        self.vmm.cpu_meter(self.network.as_ref().map(Network::pid)).ok()
+    }
+
     fn end(&mut self) -> Usage {
         let mut usage = self.vmm.end().1;
         if let Some(network) = &mut self.network {
             self.last_events.extend(network.end());
             usage.network = network.bytes();
+            usage.cpu += network.cpu();
         }
+        // The cgroup has seen every process of the VM, passt as well. The other count has all there is without one.
+        usage.cpu = usage.cpu.max(self.vmm.cpu_of_all().unwrap_or_default());
         usage
     }
 }

@@ -10,6 +10,7 @@
 mod backend;
 mod cancel;
 mod child;
+mod cpu_meter;
 mod descriptors;
 mod error;
 mod job;
@@ -29,6 +30,7 @@ mod usage;
 pub use backend::{Backend, FarEnd, Image, Inputs, Machine, Segment, Started, Streams};
 pub use cancel::Cancel;
 pub use child::child_main_if_requested;
+pub use cpu_meter::CpuMeter;
 pub use descriptors::Received;
 pub use error::SandboxError;
 pub use guest::etc::CERTIFICATES;

@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 /// The resources that one run used, from the start of its machine to its end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Processor time of every process of the machine, and of the host's kernel on its behalf. From wait4(2), which
-    /// adds up a process and all its descendants that were waited for.
+    /// Processor time of every process of the machine, also of those of its network, and of the host's kernel on its behalf.
+    /// From the machine's cgroup, or, without one, from wait4(2), which adds up a process and all its descendants that were
+    /// waited for.
     pub cpu: Duration,
     /// The peak of its memory. For a micro-VM: memory that the host gave to it, from its cgroup, or, without
     /// a cgroup, from its process. For a namespace sandbox: the guest's own count, which it makes several

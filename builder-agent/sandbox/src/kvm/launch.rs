@@ -17,6 +17,7 @@ use super::devices::console;
 use super::handover::Shape;
 use super::jail::cgroup::{Group, Hierarchy, Limit};
 use super::overhead;
+use crate::cpu_meter::CpuMeter;
 use crate::process::{self, Process, memory_file};
 use crate::usage::Usage;
 
@@ -96,9 +97,9 @@ impl Vmm {
     /// can use memory.
     pub fn limit(&mut self, hierarchy: &Hierarchy, shape: &Shape) -> io::Result<()> {
         // Guard and passt are in the same cgroup.
-        let (memory_mib, processes) = if shape.has_network_card() { (NETWORK_MIB, 2) } else { (0, 0) };
+        let (memory_mib, beside) = if shape.has_network_card() { (NETWORK_MIB, 2) } else { (0, 0) };
         let memory_mib = u64::from(shape.memory_mib) + memory_mib;
-        self.group = Some(hierarchy.place(self.pid(), memory_mib, u32::from(shape.vcpus) + processes)?);
+        self.group = Some(hierarchy.place(self.pid(), memory_mib, shape.vcpus.into(), beside)?);
         Ok(())
     }
 
@@ -110,6 +111,19 @@ impl Vmm {
     /// To raise the limit while the VM runs. None: it has no limit.
     pub fn memory_limit(&self) -> io::Result<Option<Limit>> {
         self.group.as_ref().map(Group::limit).transpose()
+    }
+
+    /// To read the processor time of this VM, of which `others` are processes as well, while it runs.
+    pub fn cpu_meter(&self, others: impl IntoIterator<Item = u32>) -> io::Result<CpuMeter> {
+        match &self.group {
+            Some(group) => group.cpu_meter().map(CpuMeter::of_cgroup),
+            None => CpuMeter::of_processes(std::iter::once(self.pid()).chain(others)),
+        }
+    }
+
+    /// The processor time of all processes of this VM, if the host counts it. Whole when the last of them has ended.
+    pub fn cpu_of_all(&self) -> Option<Duration> {
+        self.group.as_ref().and_then(Group::cpu_used)
     }
 
     pub fn was_killed_for_memory(&self) -> bool {

@@ -25,10 +25,13 @@ use std::time::{Duration, Instant};
 use egress::{Event, Link, Policy};
 use guest::protocol;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::{handover, jail};
+use crate::cancel::Cancel;
 use crate::descriptors::Received;
+use crate::error::SandboxError;
 use crate::paused::PausedNetwork;
 use crate::process::{self, Process};
 use ports::Ports;
@@ -77,6 +80,8 @@ pub struct Network {
     /// Events so far, and the bytes of which they told.
     told: usize,
     bytes: u64,
+    /// Processor time of the guard. Known at the end.
+    cpu: Duration,
     ports: Ports,
 }
 
@@ -123,30 +128,52 @@ impl Network {
         handover::send_json(&control, &order)?;
         handover::send_batch(&control, &[theirs.as_fd()])?;
         control.set_nonblocking(true)?;
-        let network =
-            Network { guard, control, stderr, begun: Vec::new(), has_ended: false, told: 0, bytes: 0, ports };
+        let network = Network {
+            guard,
+            control,
+            stderr,
+            begun: Vec::new(),
+            has_ended: false,
+            told: 0,
+            bytes: 0,
+            cpu: Duration::ZERO,
+            ports,
+        };
         Ok((network, Plug { frames, settings }))
     }
 
     /// Waits until the guard lets frames through.
-    pub fn wait_for_start(&mut self) -> io::Result<()> {
+    pub fn wait_for_start(&mut self, cancel: &Cancel) -> Result<(), SandboxError> {
+        let cannot = |why: String| {
+            let why = format!("cannot start the network of a VM: {why}");
+            SandboxError::Unavailable { why }
+        };
+        let cancelled = cancel.event().map_err(|e| cannot(e.to_string()))?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(line) = self.next_line()? {
-                return match serde_json::from_slice(&line)? {
-                    Begun::Ready => Ok(()),
-                    Begun::Failed { why } => Err(io::Error::other(format!("{why} {}", self.last_words()))),
+            if cancel.is_cancelled() {
+                return Err(SandboxError::Cancelled);
+            }
+            if let Some(line) = self.next_line().map_err(|e| cannot(e.to_string()))? {
+                return match serde_json::from_slice(&line) {
+                    Ok(Begun::Ready) => Ok(()),
+                    Ok(Begun::Failed { why }) => Err(cannot(format!("{why} {}", self.last_words()))),
+                    Err(error) => Err(cannot(format!("its first line makes no sense: {error}"))),
                 };
             }
             if self.has_ended {
                 self.guard.let_end(LAST_WORDS);
-                return Err(io::Error::other(format!("its process has ended: {}", self.last_words())));
+                return Err(cannot(format!("its process has ended: {}", self.last_words())));
             }
             let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(cannot(format!("it did not start within {} s", PATIENCE.as_secs())));
+            }
             let timeout = Timespec::try_from(left).ok();
-            let mut fds = [PollFd::new(&self.control, PollFlags::IN)];
-            if left.is_zero() || poll(&mut fds, timeout.as_ref())? == 0 {
-                return Err(io::Error::other(format!("it did not start within {} s", PATIENCE.as_secs())));
+            let mut fds = [PollFd::new(&self.control, PollFlags::IN), PollFd::new(&cancelled, PollFlags::IN)];
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(cannot(error.to_string())),
             }
         }
     }
@@ -184,6 +211,16 @@ impl Network {
         self.bytes
     }
 
+    /// Processor time of the guard, which is known when it has ended.
+    pub fn cpu(&self) -> Duration {
+        self.cpu
+    }
+
+    /// The guard's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.guard.pid()
+    }
+
     /// Becomes readable with the next event.
     pub fn control(&self) -> Option<&UnixStream> {
         (!self.has_ended).then_some(&self.control)
@@ -202,7 +239,8 @@ impl Network {
         }
         events.extend(self.events());
         self.guard.kill();
-        self.guard.reap();
+        // Without passt's, for which it does not wait. The machine's cgroup counts both.
+        self.cpu = self.guard.reap().map_or(self.cpu, |(_, cpu)| cpu);
         events
     }
 
@@ -223,6 +261,8 @@ impl Network {
                 Ok(n) => self.begun.extend_from_slice(&chunk[..n]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // It ended before it had read everything.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.has_ended = true,
                 Err(error) => {
                     self.has_ended = true;
                     return Err(error);
@@ -257,6 +297,7 @@ impl Network {
             has_ended: false,
             told: 0,
             bytes,
+            cpu: Duration::ZERO,
             ports: Ports::taken_over(ports)?,
         })
     }
@@ -288,6 +329,76 @@ fn has_route(to: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::kvm::devices::net;
+
+    /// A network whose guard is a script.
+    struct Scripted(Network, PathBuf);
+
+    impl Scripted {
+        fn start(script: &str) -> Scripted {
+            use std::os::unix::fs::PermissionsExt;
+            static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+            let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("guard-test-{}-{number}", std::process::id()));
+            std::fs::write(&path, format!("#!/bin/bash\nexec 3<&0\n{script}")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let config =
+                NetworkConfig { passt: "/nowhere".into(), policy: Policy::default(), resolver: None };
+            let (network, _) = Network::start(&config, &path, &[], |_| Ok(())).unwrap();
+            Scripted(network, path)
+        }
+    }
+
+    impl Drop for Scripted {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.1);
+        }
+    }
+
+    const READY: &str = "echo '{\"begun\":\"ready\"}' >&3";
+
+    #[test]
+    fn a_start_that_is_cancelled_does_not_wait_for_the_guard() {
+        let mut guard = Scripted::start("sleep 600");
+        let cancel = Cancel::new();
+        let canceller = cancel.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            canceller.cancel();
+        });
+        let began = Instant::now();
+        let error = guard.0.wait_for_start(&cancel).unwrap_err();
+        assert!(matches!(error, SandboxError::Cancelled), "{error:?}");
+        assert!(began.elapsed() < PATIENCE / 4, "{:?}", began.elapsed());
+        // What was cancelled before never begins.
+        let mut ready = Scripted::start(&format!("{READY}; sleep 600"));
+        assert!(matches!(ready.0.wait_for_start(&cancel), Err(SandboxError::Cancelled)));
+        ready.0.wait_for_start(&Cancel::new()).unwrap();
+    }
+
+    #[test]
+    fn a_guard_that_does_not_start_says_why() {
+        for (script, said) in [
+            ("sleep 0.5; echo no passt here >&2", "its process has ended: no passt here"),
+            ("echo '{\"begun\":\"failed\",\"why\":\"no jail\"}' >&3; sleep 600", "no jail"),
+            ("echo '{\"begun\":7}' >&3; sleep 600", "its first line makes no sense"),
+        ] {
+            let error = Scripted::start(script).0.wait_for_start(&Cancel::new()).unwrap_err().to_string();
+            assert!(error.contains("cannot start the network of a VM") && error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_processor_time_of_the_guard_is_known_at_the_end() {
+        let work = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
+        let mut guard = Scripted::start(&format!("{work}; {READY}"));
+        guard.0.wait_for_start(&Cancel::new()).unwrap();
+        assert_eq!(guard.0.cpu(), Duration::ZERO);
+        guard.0.end();
+        let used = guard.0.cpu();
+        assert!(used >= Duration::from_millis(10), "{used:?}");
+        guard.0.end();
+        assert_eq!(guard.0.cpu(), used);
+    }
 
     #[test]
     fn the_policy_knows_the_network_card_by_its_address() {

@@ -26,6 +26,7 @@ use super::outgoing::Outgoing;
 use super::stream::unavailable;
 use crate::backend::{Backend, FarEnd, Image, Inputs, Machine, Started};
 use crate::cancel::Cancel;
+use crate::cpu_meter::CpuMeter;
 use crate::error::SandboxError;
 use crate::usage::Usage;
 
@@ -184,6 +185,11 @@ fn description(job: &HomeJob, network: Option<protocol::Network>) -> Result<Outg
 }
 
 impl Keeper {
+    /// To read the processor time of the home while it runs.
+    pub fn cpu_meter(&self) -> Option<CpuMeter> {
+        self.far_end.cpu_meter()
+    }
+
     /// Blocks until the home is over: the guest has ended it, or `cancel`. Then nothing of the machine is left. Requests that
     /// still wait fail. Returns what the home cost, and why it is over.
     pub fn run(mut self, host: &mut dyn HomeHost, cancel: &Cancel) -> (HomeEnd, Usage) {

@@ -9,12 +9,19 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Memory that a VMM and KVM need beside guest RAM: page tables, buffers, the binary's pages. Generous, because a VM
 /// that reaches the limit is killed with a build that did nothing wrong.
 const OVERHEAD_MIB: u64 = 128;
 const MEMORY_LIMIT: &str = "memory.max";
+const CPU_USED: &str = "cpu.stat";
+/// The kernel's own period of cpu.max, in microseconds.
+const CPU_PERIOD: u64 = 100_000;
+/// Processors beside the vCPUs: for the thread of devices, guard and passt together. Alone the first never needs more; so only a
+/// VM whose vCPUs all work, while its network does as well, is ever slowed down.
+const MORE_CPUS: u64 = 1;
 /// The child that takes the processes of the chosen cgroup.
 const OTHERS: &str = "agent";
 
@@ -22,6 +29,8 @@ const OTHERS: &str = "agent";
 #[derive(Debug, Clone)]
 pub struct Hierarchy {
     root: PathBuf,
+    /// Whether VMs have a limit of processor time.
+    limits_cpu: bool,
 }
 
 impl Hierarchy {
@@ -51,8 +60,9 @@ impl Hierarchy {
         Self::apart_from_the_agent(&root, &own)?;
         let controllers = root.join("cgroup.controllers");
         let controllers = fs::read_to_string(&controllers).map_err(|e| step(&controllers, e))?;
+        let has = |controller| controllers.split_whitespace().any(|c| c == controller);
         for needed in ["memory", "pids"] {
-            if !controllers.split_whitespace().any(|c| c == needed) {
+            if !has(needed) {
                 return Err(format!("controller '{needed}' is not delegated to {}", root.display()));
             }
         }
@@ -70,7 +80,16 @@ impl Hierarchy {
         }
         let subtree = root.join("cgroup.subtree_control");
         fs::write(&subtree, "+memory +pids").map_err(|e| step(&subtree, e))?;
-        let hierarchy = Hierarchy { root };
+        // Apart from the others, without which nothing is limited: a host may refuse this one, such as a kernel with
+        // CONFIG_RT_GROUP_SCHED that has real-time processes.
+        let cpu = match has("cpu") {
+            true => fs::write(&subtree, "+cpu").map_err(|e| step(&subtree, e)),
+            false => Err(format!("controller 'cpu' is not delegated to {}", root.display())),
+        };
+        if let Err(why) = &cpu {
+            tracing::warn!(why, "micro-VMs have no limit of processor time beside their number of vCPUs");
+        }
+        let hierarchy = Hierarchy { root, limits_cpu: cpu.is_ok() };
         hierarchy.remove_leftovers();
         Ok(hierarchy)
     }
@@ -103,8 +122,8 @@ impl Hierarchy {
         }
     }
 
-    /// A cgroup for the VM of process `pid`, with that process in it. `processes`: vCPUs, and processes beside the VMM.
-    pub fn place(&self, pid: u32, memory_mib: u64, processes: u32) -> io::Result<Group> {
+    /// A cgroup for the VM of process `pid`, with that process in it. `beside`: processes beside the VMM.
+    pub fn place(&self, pid: u32, memory_mib: u64, vcpus: u32, beside: u32) -> io::Result<Group> {
         let path = self.root.join(format!("vm-{pid}"));
         fs::create_dir(&path).or_else(exists)?;
         let group = Group { path };
@@ -116,7 +135,11 @@ impl Hierarchy {
             _ => {}
         }
         // Beside vCPUs: the event thread, that of additions, the main thread, and KVM's own worker.
-        fs::write(group.path.join("pids.max"), (processes + 8).to_string())?;
+        fs::write(group.path.join("pids.max"), (vcpus + beside + 8).to_string())?;
+        if self.limits_cpu {
+            let quota = (u64::from(vcpus) + MORE_CPUS) * CPU_PERIOD;
+            fs::write(group.path.join("cpu.max"), format!("{quota} {CPU_PERIOD}"))?;
+        }
         group.add(pid)?;
         Ok(group)
     }
@@ -156,6 +179,16 @@ impl Group {
         Ok(Limit { file, bytes })
     }
 
+    /// Processor time of all processes of the VM until now, also of those that have ended.
+    pub fn cpu_used(&self) -> Option<Duration> {
+        parse_cpu(&fs::read_to_string(self.path.join(CPU_USED)).ok()?)
+    }
+
+    /// The same, to be read while the VM runs.
+    pub fn cpu_meter(&self) -> io::Result<CpuCount> {
+        File::open(self.path.join(CPU_USED)).map(CpuCount)
+    }
+
     /// The most memory that the VM had at one time. None before Linux 5.19.
     pub fn peak_memory(&self) -> Option<u64> {
         fs::read_to_string(self.path.join("memory.peak")).ok()?.trim().parse().ok()
@@ -166,6 +199,25 @@ impl Group {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
         events.lines().any(|l| l.strip_prefix("oom_kill ").is_some_and(|n| n.trim() != "0"))
     }
+}
+
+/// The processor time of one VM. It is open, like [`Limit`].
+#[derive(Debug)]
+pub struct CpuCount(File);
+
+impl CpuCount {
+    /// None when the VM is gone.
+    pub fn read(&self) -> Option<Duration> {
+        let mut text = [0; 1024];
+        let n = self.0.read_at(&mut text, 0).ok()?;
+        parse_cpu(std::str::from_utf8(&text[..n]).ok()?)
+    }
+}
+
+/// Of cpu.stat. This line is there with and without the controller `cpu`.
+fn parse_cpu(text: &str) -> Option<Duration> {
+    let micros = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+    micros.trim().parse().ok().map(Duration::from_micros)
 }
 
 /// The memory limit of one VM. It is open, so it is never another VM's: a cgroup of the same name is another file.
@@ -258,7 +310,7 @@ mod tests {
     fn the_cgroup_of_a_vm_is_not_below_the_agents_limited_one() {
         let fake = Fake::new(&[(AGENT, "4294967296"), (BUILDS, "max")]);
         let hierarchy = fake.prepare(AGENT, Some(BUILDS)).unwrap();
-        let group = hierarchy.place(42, 512, 2).unwrap();
+        let group = hierarchy.place(42, 512, 2, 2).unwrap();
         assert!(!group.path.starts_with(fake.0.path().join(AGENT)), "{}", group.path.display());
         assert!(group.path.starts_with(fake.0.path().join(BUILDS)));
         assert_eq!(
@@ -266,6 +318,8 @@ mod tests {
             ((512 + 128) << 20).to_string()
         );
         assert_eq!(fs::read_to_string(group.path.join("cgroup.procs")).unwrap(), "42");
+        assert_eq!(fs::read_to_string(group.path.join("pids.max")).unwrap(), "12");
+        assert_eq!(fs::read_to_string(group.path.join("cpu.max")).unwrap(), "300000 100000", "2 vCPUs and 1");
         // A VM with a growing disk may have more, always counted from the start.
         let limit = group.limit().unwrap();
         for more in [4096, 1 << 30] {
@@ -298,6 +352,10 @@ mod tests {
         fs::write(builds.join("cgroup.controllers"), "cpu pids").unwrap();
         let why = fake.prepare(AGENT, Some(BUILDS)).unwrap_err();
         assert!(why.contains("controller 'memory' is not delegated"), "{why}");
+        // Without a limit of processor time there are all others.
+        fs::write(builds.join("cgroup.controllers"), "memory pids").unwrap();
+        let group = fake.prepare(AGENT, Some(BUILDS)).unwrap().place(42, 512, 2, 0).unwrap();
+        assert!(group.path.join("memory.max").exists() && !group.path.join("cpu.max").exists());
         let why = Hierarchy::below(fake.0.path(), "4:memory:/x\n", None).unwrap_err();
         assert!(why.contains("no cgroup v2"), "{why}");
     }
@@ -309,6 +367,46 @@ mod tests {
         fs::write(own.join("cgroup.procs"), "17\n").unwrap();
         fake.prepare(AGENT, None).unwrap();
         assert_eq!(fs::read_to_string(own.join("agent/cgroup.procs")).unwrap(), "17");
-        assert_eq!(fs::read_to_string(own.join("cgroup.subtree_control")).unwrap(), "+memory +pids");
+        // The kernel adds the two that are written first.
+        assert_eq!(fs::read_to_string(own.join("cgroup.subtree_control")).unwrap(), "+cpu");
+    }
+
+    /// In the kernel's own hierarchy. Without its controllers there is the count nevertheless.
+    #[test]
+    fn the_processor_time_of_every_process_counts_also_when_it_has_ended() {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let top = mounts.lines().find_map(|line| {
+            let mut words = line.split(' ');
+            let (top, kind) = (words.nth(1)?, words.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(top))
+        });
+        let Some(top) = top else {
+            return println!("skipped: no cgroup v2 is mounted");
+        };
+        let path = top.join(format!("vm-test-{}", std::process::id()));
+        if let Err(error) = fs::create_dir(&path) {
+            return println!("skipped: {}: {error}", path.display());
+        }
+        let group = Group { path };
+        let meter = group.cpu_meter().unwrap();
+        assert_eq!(meter.read(), Some(Duration::ZERO));
+        // Two processes, of which the first ends before the second begins.
+        let work = "read start; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
+        let mut counts = Vec::new();
+        for _ in 0..2 {
+            let mut shell = std::process::Command::new("sh")
+                .args(["-c", work])
+                .stdin(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            group.add(shell.id()).unwrap();
+            io::Write::write_all(shell.stdin.as_mut().unwrap(), b"\n").unwrap();
+            assert!(shell.wait().unwrap().success());
+            counts.push(meter.read().unwrap());
+        }
+        assert!(counts[0] > Duration::from_millis(1) && counts[1] >= counts[0] * 3 / 2, "{counts:?}");
+        assert_eq!(group.cpu_used(), Some(counts[1]));
+        drop(group);
+        assert_eq!(meter.read(), None, "its cgroup is gone");
     }
 }
