@@ -174,7 +174,13 @@ fn main() -> ExitCode {
         Command::Config { command: ConfigCommand::Firewall { config: path } } => match load(&path) {
             Err(code) => code,
             Ok(config) => {
-                print!("{}", egress::firewall::rules(&config.network.policy, &sandbox::kvm::network::USERS));
+                // Without machines that have a network there is nobody to keep out.
+                if backend::has_network(&config) {
+                    print!(
+                        "{}",
+                        egress::firewall::rules(&config.network.policy, &sandbox::kvm::network::USERS)
+                    );
+                }
                 ExitCode::SUCCESS
             }
         },

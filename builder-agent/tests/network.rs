@@ -279,6 +279,22 @@ fn guard_and_passt_have_no_rights_and_users_of_their_own_and_end_with_whoever_ho
     gone(&processes);
 }
 
+#[test]
+fn where_no_machine_has_a_network_the_firewall_has_no_rules() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = dir.path().join("agent.toml");
+    let rules = |text: &str| {
+        std::fs::write(&config, format!("roster = \"/r\"\n{text}\n")).expect("a file");
+        let mut agent = std::process::Command::new(env!("CARGO_BIN_EXE_builder-agent"));
+        let output = agent.args(["config", "firewall", "--config"]).arg(&config).output().expect("the agent");
+        assert!(output.status.success(), "{}", self::text(&output));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    assert!(rules("sandbox.backend = \"kvm\"").contains("table inet barnraiser"));
+    assert_eq!(rules("sandbox.backend = \"kvm\"\nnetwork.builds = false"), "");
+    assert_eq!(rules("sandbox.backend = \"namespace\""), "");
+}
+
 /// Programs with the rights and the user of a passt that was taken over.
 #[test]
 fn the_firewall_holds_without_the_guard() {

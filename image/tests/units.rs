@@ -75,6 +75,55 @@ fn the_jail_of_the_image_is_complete() {
     assert!(!text("rootfs/etc/builder-agent.toml").contains("allow-missing"));
 }
 
+/// The commands of the unit, with programs that say what they were given.
+#[test]
+fn the_firewall_is_loaded_before_the_agent_and_where_nobody_has_a_network_it_needs_no_nftables() {
+    for key in ["Requires", "After"] {
+        assert!(
+            unit("builder-agent.service", key).contains(&"barnraiser-firewall.service".to_owned()),
+            "{key}"
+        );
+    }
+    let dir = std::env::temp_dir().join(format!("firewall-test-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a folder");
+    let program = |name: &str, script: &str| {
+        let path = dir.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a script");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a mode");
+    };
+    let loaded = dir.join("loaded");
+    let run = |line: &str| {
+        let script = line.trim_start_matches("/bin/sh -ec ").trim_matches('\'').replace("$$", "$");
+        let script =
+            script.replace("/usr/lib/barnraiser/builder-agent", &dir.join("agent").to_string_lossy());
+        let _ = std::fs::remove_file(&loaded);
+        let path = format!("{}:/usr/bin:/bin", dir.display());
+        let mut sh = std::process::Command::new("/bin/sh");
+        let status = sh.args(["-ec", &script]).env("PATH", path).status().expect("sh");
+        (status.success(), std::fs::read_to_string(&loaded).unwrap_or_default())
+    };
+    let text = text("rootfs/etc/systemd/system/barnraiser-firewall.service");
+    for key in ["ExecStart=", "ExecReload="] {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).expect(key);
+        program("nft", &format!("case $1 in -f) cat > {};; *) exit 1;; esac", loaded.display()));
+        program("agent", "echo one; echo two");
+        assert_eq!(run(line), (true, "one\ntwo\n".to_owned()), "{key}");
+        program("agent", "exit 2");
+        assert_eq!(
+            run(line),
+            (false, String::new()),
+            "{key}: without rules that should be there nothing starts"
+        );
+        program("agent", "exit 0");
+        assert_eq!(run(line), (true, String::new()), "{key}");
+        program("nft", "exit 1");
+        assert!(run(line).0, "{key}: there is no such table");
+        program("agent", "echo one");
+        assert!(!run(line).0, "{key}: rules that the kernel refuses");
+    }
+    std::fs::remove_dir_all(&dir).expect("ours");
+}
+
 #[test]
 fn what_fetches_the_roster_sees_neither_the_keys_nor_the_store() {
     for name in ["barnraiser-roster.service", "barnraiser-webhook.service"] {

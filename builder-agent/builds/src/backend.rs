@@ -23,10 +23,14 @@ pub enum BackendError {
     Jail(sandbox::SandboxError),
 }
 
+/// Whether there are machines with a network on this box.
+pub fn has_network(config: &Config) -> bool {
+    config.network.builds && config.sandbox.backend == BackendKind::Kvm
+}
+
 /// The certificates for builders of fixed outputs, if these have a network on this box.
 pub fn network_certificates(config: &Config) -> Option<PathBuf> {
-    let has_network = config.network.builds && config.sandbox.backend == BackendKind::Kvm;
-    has_network.then(|| config.fetch.certificates.clone())
+    has_network(config).then(|| config.fetch.certificates.clone())
 }
 
 /// The configured backend.
