@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const INTERFACES: &str = "/sys/class/net";
 const PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const REUSE: &str = "/proc/sys/net/ipv4/tcp_tw_reuse";
+const KEPT: &str = "/proc/sys/net/ipv4/tcp_max_tw_buckets";
 
 /// Sets up the interface, and writes the files of /etc below `root`.
 pub fn up(network: &Network, root: &Path) -> io::Result<()> {
@@ -32,8 +33,11 @@ pub fn up(network: &Network, root: &Path) -> io::Result<()> {
 fn configure(interface: &str, network: &Network) -> io::Result<()> {
     let (first, last) = network.ports;
     set(Path::new(PORTS), &format!("{first} {last}"))?;
-    // A range of a few hundred ports is used up soon, unless those of connections that have ended are taken again.
+    // A range of a few hundred ports is used up soon, unless those of connections that have ended are taken again. The first is
+    // for peers with timestamps, of which passt is none: so few of the ports are kept for a minute. The kernel prefers every other
+    // one, and the rest of those is enough for passt to forget a connection before its port is taken again.
     set(Path::new(REUSE), "1")?;
+    set(Path::new(KEPT), &(last.saturating_sub(first) / 8).to_string())?;
     let index = fs::read_to_string(format!("{INTERFACES}/{interface}/ifindex"))?;
     let index = index.trim().parse().map_err(io::Error::other)?;
     if network.ipv6.is_some() {
