@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::world::{BOX, PRIVATE, RESOLVER, WEB, WEB_V6, World, gone};
+use common::world::{BOX, PRIVATE, RESOLVER, RESOLVER_V6, WEB, WEB_V6, World, gone};
 use serde_json::{Value, json};
 
 fn text(output: &std::process::Output) -> String {
@@ -95,6 +95,90 @@ fn a_name_that_changes_its_address_leads_nowhere_else() {
     world.set_name("rebind.test", PRIVATE[0]);
     assert!(!guest.curl(&["http://rebind.test/"]).status.success());
     assert!(world.reached().iter().all(|address| address.ip().to_string() == WEB));
+}
+
+#[test]
+fn an_answer_that_is_too_long_for_a_datagram_is_asked_for_over_tcp_and_its_name_is_known() {
+    let Some(world) = World::new() else { return };
+    world.set_addresses("many.test", &[WEB; 100]);
+    for policy in [json!({}), json!({ "allow_names": ["many.*"] })] {
+        let guest = world.guest(&policy);
+        let got = guest.curl(&["-4", "http://many.test/"]);
+        assert!(text(&got).contains("this is"), "{}", text(&got));
+        let events = guest.end();
+        let connections: Vec<_> = events.iter().filter_map(|event| event.get("connection")).collect();
+        let of = |address: &str, port: u16, name: Value| {
+            let is_it =
+                |told: &&&Value| told["address"] == address && told["port"] == port && told["name"] == name;
+            connections.iter().filter(is_it).count()
+        };
+        assert_eq!(of(WEB, 80, "many.test".into()), 1, "{events:?}");
+        assert!(of(RESOLVER, 53, Value::Null) > 0, "{events:?}");
+    }
+    let guest = world.guest(&json!({ "deny_names": ["many.*"] }));
+    assert!(!guest.curl(&["-4", "http://many.test/"]).status.success());
+}
+
+#[test]
+fn a_name_server_that_has_an_ipv6_address_only_is_asked() {
+    let Some(world) = World::new() else { return };
+    world.set_addresses("many.test", &[WEB; 100]);
+    let guest = world.guest_asking(RESOLVER_V6, &json!({}));
+    for name in ["web.test", "many.test"] {
+        let got = guest.curl(&["-4", &format!("http://{name}/")]);
+        assert!(text(&got).contains("this is"), "{name}: {}", text(&got));
+    }
+    // It is for questions only, and the other one is not there for this guest.
+    assert!(!guest.curl(&[&format!("http://{}/", host(RESOLVER_V6))]).status.success());
+    let events = guest.end();
+    let names: Vec<_> = events.iter().filter_map(|event| event.get("connection")?["name"].as_str()).collect();
+    assert_eq!(names, ["web.test", "many.test"], "{events:?}");
+}
+
+/// The program that holds the network executes another one, as an agent does that is replaced; its children stay.
+#[test]
+fn a_fetch_goes_on_while_another_program_takes_its_network_over() {
+    let Some(world) = World::new() else { return };
+    let mut guest = world.guest(&json!({}));
+    let processes = guest.processes();
+    assert_eq!(processes.len(), 2);
+    let mut curl = guest.command("curl");
+    curl.args([
+        "-4",
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "60",
+        "--limit-rate",
+        "16M",
+        "http://web.test/big",
+    ]);
+    curl.args(["--output", "/dev/null", "--write-out", "%{size_download} bytes"]);
+    let curl = curl.stdout(std::process::Stdio::piped()).spawn().expect("curl");
+    for _ in 0..3 {
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        // One that has ended before, and is told by the program that was there then or by the next one.
+        assert!(guest.curl(&["-6", "http://web.test/"]).status.success());
+        guest.replace();
+        assert_eq!(guest.processes(), processes, "guard and passt are the same ones");
+        assert!(guest.curl(&["-6", "http://web.test/"]).status.success());
+    }
+    let got = curl.wait_with_output().expect("curl");
+    assert_eq!(String::from_utf8_lossy(&got.stdout), format!("{} bytes", 64 << 20), "{}", text(&got));
+    let events = guest.end();
+    let connections: Vec<_> = events.iter().filter_map(|event| event.get("connection")).collect();
+    let of = |address: &str| {
+        connections.iter().filter(|told| told["address"] == address && told["name"] == "web.test").count()
+    };
+    assert_eq!((of(WEB), of(WEB_V6)), (1, 6), "each connection is told once: {events:?}");
+    assert!(total(&events)["down"].as_u64() >= Some(64 << 20), "{events:?}");
+    gone(&processes);
+    // Under the program that took over they end with it as before.
+    let mut guest = world.guest(&json!({}));
+    let processes = guest.processes();
+    guest.replace();
+    guest.kill();
+    gone(&processes);
 }
 
 #[test]
@@ -209,6 +293,30 @@ fn many_connections_at_once_are_all_served() {
     let told =
         events.iter().filter(|event| event.get("connection").is_some_and(|told| told["port"] == 80)).count();
     assert_eq!((reached, told), (100, 100));
+}
+
+/// As a script does that fetches thousands of small files, each with a program of its own. The guest closes first, so each port is
+/// kept for a minute by its kernel (TIME_WAIT).
+#[test]
+fn a_builder_opens_more_connections_to_one_host_than_it_has_ports() {
+    let Some(world) = World::new() else { return };
+    world.serve_in_the_world(|| {
+        let listener = std::net::TcpListener::bind(("::", 9000)).expect("a port of the namespace");
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+        }
+    });
+    let guest = world.guest(&json!({}));
+    let script = format!(
+        "until exec 3<>/dev/tcp/{WEB}/9000; do sleep 0.1; done; \
+         for i in $(seq 700); do exec 3<>/dev/tcp/{WEB}/9000 || exit 1; exec 3>&-; done"
+    );
+    let got = guest.command("bash").args(["-c", &script]).output().expect("bash");
+    let events = guest.end();
+    assert!(got.status.success(), "{}: {events:?}", text(&got));
+    let told =
+        events.iter().filter_map(|event| event.get("connection")).filter(|told| told["port"] == 9000).count();
+    assert!(told >= 700, "{told}");
 }
 
 #[test]

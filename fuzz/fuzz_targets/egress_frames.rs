@@ -98,7 +98,7 @@ fuzz_target!(|data: &[u8]| {
         limits,
         ..Policy::default()
     };
-    let dns: IpAddr = policy.link.dns.into();
+    let dns: IpAddr = policy.link.dns;
     let (mut guard, mut now) = (Guard::new(policy), Instant::now());
     let mut opened = BTreeSet::new();
     let mut rest = data;

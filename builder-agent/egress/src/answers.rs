@@ -66,7 +66,7 @@ pub fn guest_address(link: &Link, peer: IpAddr) -> IpAddr {
 }
 
 /// A reset of the connection to which this segment of the guest's wants to belong. RFC 9293, 3.10.7.1.
-pub fn refuse_tcp(link: &Link, packet: &Packet<'_>, tcp: &Tcp) -> Option<Vec<u8>> {
+pub fn refuse_tcp(link: &Link, packet: &Packet<'_>, tcp: &Tcp<'_>) -> Option<Vec<u8>> {
     let (sequence, acknowledged) = match tcp.acknowledged {
         Some(expected) => (expected, None),
         None => (0, Some(tcp.next())),

@@ -14,14 +14,15 @@ const HEADER: usize = 12;
 const MAX_NAME: usize = 255;
 /// Largest query: RFC 1035 allows 512 bytes, and no resolver library needs as many for one name.
 const MAX_QUERY: usize = 512;
-/// Most records of one answer that are read. Names with a hundred addresses do not fit in a frame.
+/// Most records of one answer; others are none. Nothing that is fetched from has a hundred addresses.
 const MAX_RECORDS: u16 = 128;
 
 const RESPONSE: u16 = 0x8000;
 const OPCODE: u16 = 0x7800;
 const RECURSION_DESIRED: u16 = 0x0100;
 const RECURSION_AVAILABLE: u16 = 0x0080;
-const REFUSED: u16 = 5;
+/// "No such name". Not "refused", of which programs make a temporary failure of the server that one could try again.
+const NAME_ERROR: u16 = 3;
 
 const INTERNET: u16 = 1;
 const A: u16 = 1;
@@ -121,13 +122,13 @@ fn chain(name: &str, aliases: &[(String, String)]) -> Vec<String> {
     }
 }
 
-/// The answer "refused" to a query, or to the query of an answer: its header and question.
+/// The answer to a query that is refused, or to the query of an answer: its header and question.
 pub fn refusal(message: &[u8]) -> Option<Vec<u8>> {
     let mut reader = Reader { bytes: message, at: HEADER };
     reader.question()?;
     let mut out = message[..reader.at].to_vec();
     let asked = u16::from_be_bytes([message[2], message[3]]);
-    let flags = RESPONSE | asked & RECURSION_DESIRED | RECURSION_AVAILABLE | REFUSED;
+    let flags = RESPONSE | asked & RECURSION_DESIRED | RECURSION_AVAILABLE | NAME_ERROR;
     out[2..4].copy_from_slice(&flags.to_be_bytes());
     out[4..HEADER].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
     Some(out)

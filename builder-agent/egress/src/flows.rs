@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::conversation::Conversation;
 use crate::events::{End, Protocol};
 use crate::frames::Tcp;
 use crate::reason::Reason;
@@ -59,10 +60,12 @@ pub struct Flow {
     /// The peer's next sequence number, after what has passed to the guest. The guest may not have acknowledged it yet; but it
     /// takes a reset with this number only.
     network_next: Option<u32>,
+    /// With the resolver.
+    pub conversation: Option<Conversation>,
 }
 
 impl Flow {
-    pub fn new(name: Option<String>, tcp: Option<&Tcp>, now: Instant) -> Self {
+    pub fn new(name: Option<String>, tcp: Option<&Tcp<'_>>, now: Instant) -> Self {
         Self {
             name,
             since: now,
@@ -74,13 +77,14 @@ impl Flow {
             done_at: None,
             network_done: false,
             first: tcp.map_or(0, |tcp| tcp.sequence),
-            guest_next: tcp.map_or(0, Tcp::next),
+            guest_next: tcp.map_or(0, |tcp| tcp.next()),
             network_next: None,
+            conversation: None,
         }
     }
 
     /// Whether this segment, a SYN, is the one that opened this connection, sent again.
-    pub fn is_opened_by(&self, tcp: &Tcp) -> bool {
+    pub fn is_opened_by(&self, tcp: &Tcp<'_>) -> bool {
         tcp.sequence == self.first
     }
 
@@ -106,7 +110,7 @@ impl Flow {
     }
 
     /// A segment of the guest. Returns how the connection ended, if it did.
-    pub fn guest_sent(&mut self, tcp: &Tcp, now: Instant) -> Option<End> {
+    pub fn guest_sent(&mut self, tcp: &Tcp<'_>, now: Instant) -> Option<End> {
         if is_after(tcp.next(), self.guest_next) {
             self.guest_next = tcp.next();
         }
@@ -121,7 +125,7 @@ impl Flow {
     }
 
     /// A segment of the peer. Returns how the connection ended, if it did.
-    pub fn network_sent(&mut self, tcp: &Tcp) -> Option<End> {
+    pub fn network_sent(&mut self, tcp: &Tcp<'_>) -> Option<End> {
         if self.network_next.is_none_or(|next| is_after(tcp.next(), next)) {
             self.network_next = Some(tcp.next());
         }

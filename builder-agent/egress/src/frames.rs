@@ -58,7 +58,7 @@ pub struct Packet<'a> {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Body<'a> {
-    Tcp(Tcp),
+    Tcp(Tcp<'a>),
     Udp(Udp<'a>),
     /// Somebody asks who has an IPv6 address.
     NeighbourSolicitation(Ipv6Addr),
@@ -69,7 +69,7 @@ pub enum Body<'a> {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Tcp {
+pub struct Tcp<'a> {
     pub source: u16,
     pub target: u16,
     pub sequence: u32,
@@ -78,15 +78,15 @@ pub struct Tcp {
     pub syn: bool,
     pub fin: bool,
     pub rst: bool,
-    /// Bytes of payload.
-    pub length: u32,
+    pub payload: &'a [u8],
 }
 
-impl Tcp {
+impl Tcp<'_> {
     /// The sequence number behind this segment: SYN and FIN count as a byte each.
     pub fn next(&self) -> u32 {
         self.sequence
-            .wrapping_add(self.length)
+            // A frame has no more than 1514 bytes.
+            .wrapping_add(self.payload.len() as u32)
             .wrapping_add(u32::from(self.syn))
             .wrapping_add(u32::from(self.fin))
     }
@@ -183,7 +183,7 @@ fn body(protocol: IpNumber, payload: &[u8]) -> Result<Body<'_>, Dropped> {
                 syn: tcp.syn(),
                 fin: tcp.fin(),
                 rst: tcp.rst(),
-                length: u32::try_from(tcp.payload().len()).map_err(|_| Dropped::Malformed)?,
+                payload: tcp.payload(),
             }))
         }
         IpNumber::UDP => {

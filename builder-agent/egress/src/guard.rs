@@ -141,7 +141,7 @@ impl Guard {
         now: Instant,
     ) -> Result<Verdict, Dropped> {
         let link = self.rules.policy.link;
-        let resolver = IpAddr::V4(link.dns);
+        let resolver = link.dns;
         match result {
             Ok(()) => Ok(Verdict::Pass),
             Err(Stopped::Dropped(why)) => Err(why),
@@ -201,6 +201,26 @@ impl Guard {
             millis: u64::try_from(millis).unwrap_or(u64::MAX),
             end,
         });
+    }
+
+    /// Ends a connection with the resolver over which something came that does not pass.
+    fn cut(&mut self, key: &Key, stopped: Stopped, now: Instant) -> Dropped {
+        let (name, reason, dropped) = match stopped {
+            Stopped::Refused { name, reason, .. } => (Some(name), reason, Dropped::Refused),
+            Stopped::Dropped(why) => (None, Reason::PlainDns, why),
+        };
+        self.log.refused(
+            Refusal {
+                protocol: Protocol::Tcp,
+                name,
+                address: key.address,
+                port: key.port,
+                reason: reason.clone(),
+            },
+            now,
+        );
+        self.end(key, End::Limit(reason), now);
+        dropped
     }
 
     fn refuse(

@@ -107,8 +107,8 @@ pub struct Link {
     pub gateway_mac: Mac,
     pub guest_v4: Ipv4Addr,
     pub gateway_v4: Ipv4Addr,
-    /// The resolver, which the user-mode network maps to one of the host's.
-    pub dns: Ipv4Addr,
+    /// The resolver.
+    pub dns: IpAddr,
     pub guest_v6: Ipv6Addr,
     pub gateway_v6: Ipv6Addr,
     /// The guest's own ports of UDP. passt binds the same port of the host, and shares it with others that do
@@ -125,7 +125,7 @@ impl Default for Link {
             gateway_mac: Mac([0x52, 0x55, 0, 0, 0, 1]),
             guest_v4: Ipv4Addr::new(192, 0, 2, 2),
             gateway_v4: Ipv4Addr::new(192, 0, 2, 1),
-            dns: Ipv4Addr::new(192, 0, 2, 53),
+            dns: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 53)),
             guest_v6: Ipv6Addr::new(0xfd52, 0x5500, 0, 0, 0, 0, 0, 2),
             gateway_v6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
             // From which Linux chooses, unless it is told otherwise: net.ipv4.ip_local_port_range.

@@ -50,6 +50,8 @@ pub enum Reason {
     Queries { per_second: u32 },
     #[error("the guest has used its {limit} bytes of DNS")]
     DnsBytes { limit: u64 },
+    #[error("to and from the name server, only questions of DNS for one name each pass, and their answers")]
+    PlainDns,
 }
 
 /// Why a frame is dropped without an answer. Such frames are counted, not logged one by one: a stock kernel sends some

@@ -218,7 +218,7 @@ fn all_connections_end_when_the_bytes_are_used_up() {
     let answers = bench.said(Side::Guest);
     assert_eq!(flags(&answers[0]).0, "AR");
     assert_eq!(icmp(&answers[1]), (3, 13));
-    assert_eq!(payload(&answers[2])[3] & 15, 5, "refused");
+    assert_eq!(payload(&answers[2])[3] & 15, 3, "no such name");
     let text = "the guest has used its 5000 bytes of network (`network.max-mib`)".to_owned();
     assert_eq!(bench.refusals(), [text.clone(), text.clone(), text]);
 }

@@ -130,7 +130,7 @@ fn with_allowed_names_other_names_and_their_addresses_are_refused_at_once() {
         assert_eq!(bench.guest(&ask(&query(9, name, 1))), Verdict::Drop, "{name}");
         let answers = bench.said(Side::Guest);
         let message = payload(&answers[0]);
-        assert_eq!(message[..4], [0, 9, 0x81, 0x85], "refused, with the number of the query");
+        assert_eq!(message[..4], [0, 9, 0x81, 0x83], "no such name, with the number of the query");
         assert_eq!(message[12..], query(9, name, 1)[12..], "and its question");
         bench.refusals().pop()
     };
@@ -159,7 +159,7 @@ fn a_denied_name_is_not_reachable_as_an_alias_of_another() {
     );
     assert_eq!(bench.network(&reply(&disguised)), Verdict::Drop);
     let answers = bench.said(Side::Guest);
-    assert_eq!(payload(&answers[0])[..4], [0, 7, 0x81, 0x85], "the guest gets a refusal instead");
+    assert_eq!(payload(&answers[0])[..4], [0, 7, 0x81, 0x83], "the guest gets a refusal instead");
     assert_eq!(bench.refusals(), ["the name matches `*.tracker.example.net` of `network.deny-names`"]);
 }
 
@@ -229,7 +229,8 @@ fn other_resolvers_are_not_reachable() {
             Verdict::Drop
         );
     }
-    assert_eq!(bench.guest(&syn(DNS, 53)), Verdict::Drop, "the mapped resolver answers UDP only");
+    assert_eq!(bench.guest(&syn(PEER, 53)), Verdict::Pass, "whatever is there, its names are not known");
+    assert_eq!(bench.guest(&syn(DNS, 80)), Verdict::Drop);
 }
 
 #[test]
@@ -262,4 +263,138 @@ fn dns_carries_neither_many_queries_nor_many_bytes() {
     for text in ["more than 10 DNS queries per second", "the guest has used its 10000 bytes of DNS"] {
         assert!(texts.iter().any(|told| told == text), "{texts:?}");
     }
+}
+
+/// A message with its length before it, as it is over TCP.
+fn framed(message: &[u8]) -> Vec<u8> {
+    [&u16::try_from(message.len()).expect("short").to_be_bytes(), message].concat()
+}
+
+fn asks(sequence: u32, bytes: &[u8]) -> Vec<u8> {
+    segment(out(DNS), (PORT, 53), "A", (sequence, 501), bytes)
+}
+
+fn replies(sequence: u32, bytes: &[u8]) -> Vec<u8> {
+    segment(inward(DNS), (53, PORT), "A", (sequence, 101), bytes)
+}
+
+#[test]
+fn names_that_are_asked_over_tcp_are_known_however_long_the_answer_is() {
+    let mut bench = with_names(&["*.example.org"], &[]);
+    bench.connect(DNS, 53);
+    let asked = query(7, "many.example.org", 1);
+    let question = framed(&asked);
+    let (first, second) = question.split_at(9);
+    assert_eq!(bench.guest(&asks(101, first)), Verdict::Pass);
+    assert_eq!(bench.guest(&asks(110, second)), Verdict::Pass);
+    let mut records: Vec<(&str, Data, u32)> =
+        (0..100).map(|_| ("many.example.org", Data::Address("1.1.1.7"), 60)).collect();
+    records.push(("many.example.org", Data::Address(PEER), 60));
+    let long = framed(&answer(&asked, &records));
+    assert!(long.len() > 3000);
+    let mut at = 501;
+    for piece in long.chunks(1400) {
+        assert_eq!(bench.guest(&syn(PEER, 443)), Verdict::Drop, "not before all of it was there");
+        assert_eq!(bench.network(&replies(at, piece)), Verdict::Pass);
+        at += piece.len() as u32;
+    }
+    bench.said(Side::Guest);
+    assert_eq!(name_of(&mut bench, PEER).as_deref(), Some("many.example.org"));
+    // Another one over the same connection, which is told when it ends.
+    let asked = query(8, "more.example.org", 28);
+    assert_eq!(bench.guest(&asks(101 + question.len() as u32, &framed(&asked))), Verdict::Pass);
+    assert_eq!(
+        bench.network(&replies(
+            at,
+            &framed(&answer(&asked, &[("more.example.org", Data::Address(PEER6), 60)]))
+        )),
+        Verdict::Pass
+    );
+    assert_eq!(name_of(&mut bench, PEER6).as_deref(), Some("more.example.org"));
+    let events = bench.finish();
+    let told =
+        |event: &Event| matches!(event, Event::Connection { address, port: 53, .. } if *address == ip(DNS));
+    assert!(events.iter().any(told), "{events:?}");
+}
+
+#[test]
+fn over_tcp_nothing_passes_to_or_from_the_resolver_but_questions_and_answers() {
+    let good = query(7, "a.example.org", 1);
+    let denied = query(7, "evil.example.org", 1);
+    let alias = |name| answer(&good, &[("a.example.org", Data::Alias(name), 60)]);
+    // What the guest says, and what is answered; and the reason for the end.
+    let plain =
+        "to and from the name server, only questions of DNS for one name each pass, and their answers";
+    let evil = "the name matches `evil.example.org` of `network.deny-names`";
+    let cases: [(&[u8], &[u8], &str); 7] = [
+        (b"GET / HTTP/1.1\r\n\r\n", b"", ""),
+        (&framed(b"tunnel"), b"", plain),
+        (&framed(&answer(&good, &[])), b"", plain),
+        (&framed(&denied), b"", evil),
+        (&framed(&good), &framed(b"tunnel"), plain),
+        (&framed(&good), &framed(&answer(&query(8, "a.example.org", 1), &[])), plain),
+        (&framed(&good), &framed(&alias("evil.example.org")), evil),
+    ];
+    for (said, answered, reason) in cases {
+        let mut bench = with_names(&[], &["evil.example.org"]);
+        bench.connect(DNS, 53);
+        let passes = !answered.is_empty() || reason.is_empty();
+        assert_eq!(bench.guest(&asks(101, said)) == Verdict::Pass, passes, "{said:02x?}");
+        if reason.is_empty() {
+            // The first bytes are a length, and so many never come.
+            assert_eq!(bench.guest(&asks(101 + said.len() as u32, &[0; 1400])), Verdict::Pass);
+            assert_eq!(bench.guest(&asks(1501 + said.len() as u32, &[0; 1400])), Verdict::Pass);
+            assert_eq!(
+                bench.guest(&asks(2901 + said.len() as u32, &[0; 1400])),
+                Verdict::Drop,
+                "no more than 4 KiB"
+            );
+        }
+        if !answered.is_empty() {
+            assert_eq!(bench.network(&replies(501, answered)), Verdict::Drop, "{answered:02x?}");
+        }
+        // Both ends learn at once.
+        for side in [Side::Guest, Side::Network] {
+            assert_eq!(flags(&bench.said(side)[0]).0, "AR", "{said:02x?}");
+        }
+        let told = bench.refusals();
+        assert_eq!(told, [if reason.is_empty() { plain } else { reason }], "{said:02x?}");
+    }
+    // Nor before anybody could judge it.
+    let mut bench = Bench::new(Policy::default());
+    let early = segment(out(DNS), (PORT, 53), "S", (100, 0), &framed(&good));
+    assert_eq!(bench.guest(&early), Verdict::Drop);
+    assert_eq!(bench.guest(&syn(DNS, 53)), Verdict::Pass);
+}
+
+#[test]
+fn dns_over_tcp_counts_as_over_udp() {
+    let limits = Limits { max_queries_per_second: 2, max_dns_bytes: 200, ..Limits::default() };
+    let mut bench = Bench::new(Policy { limits, ..Policy::default() });
+    bench.connect(DNS, 53);
+    let mut at = 101;
+    let mut passed = 0;
+    for id in 0..20 {
+        let question = framed(&query(id, "example.org", 1));
+        passed += usize::from(bench.guest(&asks(at, &question)) == Verdict::Pass);
+        at += question.len() as u32;
+    }
+    assert_eq!(passed, 6, "six questions of 29 bytes are fewer than 200");
+    assert_eq!(bench.refusals().first().map(String::as_str), Some("the guest has used its 200 bytes of DNS"));
+}
+
+#[test]
+fn a_resolver_with_an_ipv6_address_is_one_as_any_other() {
+    let mut policy = Policy::default();
+    // Private, as resolvers are, and not on the link to the guest.
+    policy.link.dns = ip("fd00:1::53");
+    let mut bench = Bench::new(policy);
+    let asked = query(7, "example.org", 28);
+    let question = datagram(out("fd00:1::53"), (ASKER, 53), &asked);
+    assert_eq!(bench.guest(&question), Verdict::Pass);
+    let good = answer(&asked, &[("example.org", Data::Address(PEER6), 60)]);
+    assert_eq!(bench.network(&datagram(inward("fd00:1::53"), (53, ASKER), &good)), Verdict::Pass);
+    assert_eq!(name_of(&mut bench, PEER6).as_deref(), Some("example.org"));
+    assert_eq!(bench.guest(&syn("fd00:1::53", 80)), Verdict::Drop);
+    assert_eq!(bench.guest(&ask(&asked)), Verdict::Drop, "the address of others");
 }

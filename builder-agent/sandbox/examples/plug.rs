@@ -6,20 +6,23 @@
 //!
 //! Makes the network interface `guest` in the network namespace of process PID, and sets its addresses, as a guest would.
 //! Sockets are made in the namespace of this program. AGENT: the executable that becomes the guard. POLICY: JSON. Says `ready`,
-//! then events, a line of JSON each; ends with its standard input. For tests, and to try a policy; needs root.
+//! then events, a line of JSON each; ends with its standard input. After a line `replace` it executes itself, as an agent that is
+//! replaced executes another one, and goes on with the same network; then it says `{"went_on":true}`. For tests, and to try a
+//! policy; needs root.
 #![allow(unsafe_code)]
 
 use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sandbox::kvm::network::{Network, NetworkConfig};
+use sandbox::{PausedNetwork, Received};
 
 /// linux/if_tun.h.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
@@ -27,9 +30,52 @@ const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;
 
 const NAME: &str = "guest";
+/// First argument of a program that takes over.
+const GO_ON: &str = "--go-on";
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // The guard ends with the thread that started it, and only the main thread is there after an execve(2).
+    Ok(sandbox::parent::run(|| work().map_err(|error| error.to_string()))?)
+}
+
+/// All that another program needs to go on.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Paused {
+    network: PausedNetwork,
+    tap: RawFd,
+    frames: RawFd,
+}
+
+fn go_on(paused: &str) -> Result<(), Box<dyn Error>> {
+    let Paused { network, tap, frames } = serde_json::from_str(paused)?;
+    let numbers = [&network.descriptors()[..], &[tap, frames]].concat();
+    let mut received = Received::claim(&numbers)?;
+    let mut network = Network::taken_over(network, &mut received)?;
+    println!("{{\"went_on\":true}}");
+    let (tap, frames) = (received.take(tap)?, received.take(frames)?);
+    relay(tap.into(), frames.into(), &mut network)
+}
+
+/// Returns only if it fails.
+fn replace(tap: &File, frames: &File, network: &Network) -> std::io::Error {
+    let network = network.written_down();
+    let paused = Paused { network, tap: tap.as_raw_fd(), frames: frames.as_raw_fd() };
+    let numbers = [&paused.network.descriptors()[..], &[paused.tap, paused.frames]].concat();
+    let mut command = Command::new("/proc/self/exe");
+    match serde_json::to_string(&paused) {
+        Ok(text) => command.args([GO_ON, &text]),
+        Err(error) => return error.into(),
+    };
+    sandbox::parent::replace(command, numbers)
+}
+
+fn work() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [verb, paused] = args.as_slice()
+        && verb == GO_ON
+    {
+        return go_on(paused);
+    }
     let [agent, policy, pid, resolver] = args.as_slice() else {
         return Err("usage: plug AGENT POLICY PID RESOLVER".into());
     };
@@ -59,8 +105,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     commands
         .extend(ipv6.into_iter().flat_map(|net| subnet(net.address.into(), net.prefix, net.gateway.into())));
     let (first, last) = plug.settings.ports;
-    let set =
-        ["sysctl", "-qw", &format!("net.ipv4.ip_local_port_range={first} {last}"), "net.ipv4.tcp_tw_reuse=1"];
+    let set = [
+        "sysctl",
+        "-qw",
+        &format!("net.ipv4.ip_local_port_range={first} {last}"),
+        "net.ipv4.tcp_tw_reuse=1",
+        &format!("net.ipv4.tcp_max_tw_buckets={}", (last - first) / 8),
+    ];
     if !Command::new("nsenter").args(["--net", "--target", pid]).args(set).status()?.success() {
         return Err("sysctl failed".into());
     }
@@ -124,6 +175,9 @@ fn relay(mut tap: File, mut frames: File, network: &mut Network) -> Result<(), B
             say(network.events())?;
         }
         if end {
+            if stdin.lock().read(&mut frame)? > 0 {
+                return Err(replace(&tap, &frames, network).into());
+            }
             drop(frames);
             return say(network.end());
         }

@@ -37,7 +37,7 @@ pub use guest::etc::CERTIFICATES;
 pub use guest::protocol::Bytes;
 pub use job::{BuilderStatus, Finished, Host, Job, Limits, OutputSink, Phases, Run};
 pub use moment::Moment;
-pub use paused::{Paused, PausedMachine, PausedSession};
+pub use paused::{Paused, PausedMachine, PausedNetwork, PausedSession};
 pub use plugs::Plugs;
 pub use session::build::JobRunner;
 pub use session::home;

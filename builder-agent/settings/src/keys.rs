@@ -134,7 +134,7 @@ pub const KEYS: &[Key] = &[
     key("fetch.max-seconds", Int { min: 1, max: WEEK }, Toml("3600"), "longest duration of one download"),
     key("network.builds", Bool, Toml("true"), "kvm: whether builders of fixed outputs have a network, as in stock Nix; the keys below say what they reach ([network.md](../design/network.md)). In the namespace sandbox they have none"),
     key("network.passt", Path, Toml(r#""/usr/bin/passt""#), "the program that makes sockets of their packets"),
-    key("network.resolver", Ip, Derived("the first IPv4 name server of the host that is not on its loopback"), "the IPv4 address of their name server; it needs not be public"),
+    key("network.resolver", Ip, Derived("the first name server of the host that is not on its loopback, one with an IPv4 address before all others"), "the address of their name server; it needs not be public"),
     key("network.allow-networks", Networks, Toml("[]"), "networks that they reach although these are not public, such as that of a private mirror; never the box's own addresses, and nothing link-local"),
     key("network.deny-networks", Networks, Toml("[]"), "networks that they do not reach although these are public; they take precedence over `network.allow-networks`"),
     key("network.allow-names", Globs, Toml("[]"), "globs over host names; if there are any, they reach only what such a name stands for, and `network.allow-networks`"),
@@ -210,7 +210,7 @@ pub fn markdown() -> String {
             NetBlocks => "`bits:bits`".into(),
             Penalties => "`no`, or `name:seconds` of each".into(),
             Networks => "list of addresses and networks".into(),
-            Ip => "an IPv4 address".into(),
+            Ip => "an IP address".into(),
             Ports => "list of ports and ranges".into(),
             Mirrors | Seeds => "list of `NAME=URL`".into(),
         };

@@ -4,7 +4,7 @@
 //! `docs/reference/settings.md` come from it, so they cannot disagree. An operator writes the file, or it is part of an
 //! image: it is trusted, but mistakes in it must be easy to see. Not here: what the settings do.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -103,7 +103,7 @@ pub struct Network {
     pub builds: bool,
     pub passt: PathBuf,
     /// `None`: that of the host.
-    pub resolver: Option<Ipv4Addr>,
+    pub resolver: Option<IpAddr>,
     pub policy: egress::Policy,
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -415,7 +415,7 @@ impl File<'_> {
             Kind::Ports => each::<PortRange>(plain, "ports and ranges").map_err(bad),
             Kind::Mirrors => each::<Repository>(plain, "mirrors").and_then(once).map_err(bad),
             Kind::Seeds => each::<Seed>(plain, "seeds of mirrors").and_then(once).map_err(bad),
-            Kind::Ip => text_of::<Ipv4Addr>(plain).map_err(bad),
+            Kind::Ip => text_of::<IpAddr>(plain).map_err(bad),
             Kind::Address => text_of::<Reached>(plain).map_err(bad),
             Kind::Startups => text_of::<Startups>(plain).map_err(bad),
             Kind::NetBlocks => text_of::<NetBlocks>(plain).map_err(bad),

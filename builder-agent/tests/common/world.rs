@@ -26,6 +26,7 @@ pub const PRIVATE: [&str; 6] =
     ["10.99.0.1", "172.16.5.5", "192.168.7.7", "169.254.169.254", "100.64.3.3", "fd99::1"];
 /// The name server of the box's network: private, as most are.
 pub const RESOLVER: &str = "10.77.0.1";
+pub const RESOLVER_V6: &str = "fd77::1";
 /// Of the box, towards the world. The second is a public one.
 pub const BOX: [&str; 2] = ["10.77.0.2", "198.41.0.4"];
 
@@ -98,6 +99,8 @@ pub struct Plug {
     child: Child,
     stdin: Option<ChildStdin>,
     events: mpsc::Receiver<Value>,
+    /// What was said before the program that holds the network was replaced.
+    before: Vec<Value>,
     space: Space,
 }
 
@@ -121,25 +124,18 @@ impl World {
         }
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         let (host, world) = (Space::new(), Space::new());
-        let addresses = |list: &[&str]| {
-            let add = |address: &&str| match address.contains(':') {
-                true => format!("ip address add {address}/128 dev lo nodad;"),
-                false => format!("ip address add {address}/32 dev lo;"),
-            };
-            list.iter().map(add).collect::<String>()
-        };
         host.run(&format!(
             "ip link add uplink type veth peer name world netns {}; ip link set lo up; {}
              ip address add {}/24 dev uplink; ip address add fd77::2/64 dev uplink nodad; ip link set uplink up",
             world.pid(),
-            addresses(&BOX[1..]),
+            addresses_on_loopback(&BOX[1..]),
             BOX[0],
         ));
         world.run(&format!(
             "ip link set lo up; ip address add {RESOLVER}/24 dev world; ip address add fd77::1/64 dev world nodad;
              ip link set world up; {}{}",
-            addresses(&[WEB, WEB_V6]),
-            addresses(&PRIVATE),
+            addresses_on_loopback(&[WEB, WEB_V6]),
+            addresses_on_loopback(&PRIVATE),
         ));
         host.run(&format!("ip route add default via {RESOLVER}; ip -6 route add default via fd77::1"));
         let names = HashMap::from([
@@ -156,22 +152,40 @@ impl World {
 
     fn serve(&self) {
         let (started, ready) = mpsc::channel();
-        let names = self.names.clone();
-        let name_server = started.clone();
-        self.world.thread(move || serve_names(&names, &name_server));
+        for address in [RESOLVER, RESOLVER_V6] {
+            let (names, sender) = (self.names.clone(), started.clone());
+            self.world.thread(move || serve_names(address, &names, &sender));
+            let (names, sender) = (self.names.clone(), started.clone());
+            self.world.thread(move || serve_names_over_tcp(address, &names, &sender));
+        }
         for (space, port) in [(&self.world, 80), (&self.world, 8080), (&self.host, 22), (&self.host, 80)] {
             let (reached, started) = (self.reached.clone(), started.clone());
             space.thread(move || serve_http(port, &reached, &started));
         }
-        for _ in 0..5 {
+        for _ in 0..8 {
             ready.recv_timeout(Duration::from_secs(20)).expect("all servers");
         }
     }
 
     /// What this name means from now on.
     pub fn set_name(&self, name: &str, address: &str) {
-        let address = address.parse().expect("an address");
-        self.names.lock().expect("names").insert(name.to_owned(), vec![address]);
+        self.set_addresses(name, &[address]);
+    }
+
+    /// The same, for a name with several addresses.
+    pub fn set_addresses(&self, name: &str, addresses: &[&str]) {
+        let addresses = addresses.iter().map(|text| text.parse().expect("an address")).collect();
+        self.names.lock().expect("names").insert(name.to_owned(), addresses);
+    }
+
+    /// The world has these addresses, too.
+    pub fn add_addresses(&self, list: &[&str]) {
+        self.world.run(&addresses_on_loopback(list));
+    }
+
+    /// Does this on a thread in the world, which goes on until the test ends.
+    pub fn serve_in_the_world(&self, work: impl FnOnce() + Send + 'static) {
+        self.world.thread(work);
     }
 
     /// Addresses that were reached since the last call.
@@ -194,11 +208,16 @@ impl World {
 
     /// A guest with this policy.
     pub fn guest(&self, policy: &Value) -> Plug {
+        self.guest_asking(RESOLVER, policy)
+    }
+
+    /// A guest with this name server.
+    pub fn guest_asking(&self, resolver: &str, policy: &Value) -> Plug {
         let space = Space::new();
         let etc = self.dir.path().join(format!("etc-{}", space.pid()));
         space.run(&format!(
             "mkdir -p {0}/upper {0}/work; mount -t overlay overlay -o lowerdir=/etc,upperdir={0}/upper,workdir={0}/work /etc;
-             rm -f /etc/resolv.conf; echo nameserver {RESOLVER} > /etc/resolv.conf; echo hosts: files dns > /etc/nsswitch.conf",
+             rm -f /etc/resolv.conf; echo nameserver {resolver} > /etc/resolv.conf; echo hosts: files dns > /etc/nsswitch.conf",
             etc.display()
         ));
         let agent = PathBuf::from(env!("CARGO_BIN_EXE_builder-agent"));
@@ -206,7 +225,7 @@ impl World {
         assert!(plug.exists(), "{} is missing: build the examples", plug.display());
         let mut command = Command::new("nsenter");
         command.args(["--net", "--target", &self.host.pid(), "--"]).arg(plug).arg(agent);
-        command.args([policy.to_string(), space.pid(), RESOLVER.to_owned()]);
+        command.args([policy.to_string(), space.pid(), resolver.to_owned()]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("nsenter");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let first = lines.next().expect("a network").expect("UTF-8");
@@ -221,7 +240,7 @@ impl World {
             }
         });
         let stdin = child.stdin.take();
-        Plug { child, stdin, events, space }
+        Plug { child, stdin, events, before: Vec::new(), space }
     }
 }
 
@@ -242,7 +261,20 @@ impl Plug {
         drop(self.stdin.take());
         let status = self.child.wait().expect("its end");
         assert!(status.success(), "{status}");
-        self.events.iter().collect()
+        std::mem::take(&mut self.before).into_iter().chain(self.events.iter()).collect()
+    }
+
+    /// Another program takes the place of the one that holds the network, as when an agent takes over.
+    pub fn replace(&mut self) {
+        let stdin = self.stdin.as_mut().expect("piped");
+        stdin.write_all(b"replace\n").expect("it reads");
+        loop {
+            let event = self.events.recv_timeout(Duration::from_secs(20)).expect("another program");
+            if event.get("went_on").is_some() {
+                return;
+            }
+            self.before.push(event);
+        }
     }
 
     /// The process ids of guard and passt.
@@ -283,6 +315,15 @@ pub fn gone(processes: &[u32]) {
     });
 }
 
+/// Commands of ip(8).
+fn addresses_on_loopback(list: &[&str]) -> String {
+    let add = |address: &&str| match address.contains(':') {
+        true => format!("ip address add {address}/128 dev lo nodad;"),
+        false => format!("ip address add {address}/32 dev lo;"),
+    };
+    list.iter().map(add).collect()
+}
+
 /// Answers `GET`: `/big` with 64 MiB, `/to?URL` with a redirect, all others with the address at which it was reached.
 fn serve_http(port: u16, reached: &Arc<Mutex<Vec<SocketAddr>>>, started: &mpsc::Sender<()>) {
     let listener = TcpListener::bind(("::", port)).expect("a port of the namespace");
@@ -312,17 +353,44 @@ fn answer(mut stream: TcpStream, reached: &Mutex<Vec<SocketAddr>>) {
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
 }
 
+/// Longest answer over UDP, without an extension that clients may ask for. RFC 1035, 4.2.1.
+const SHORT: usize = 512;
+
 /// Answers questions for the addresses of a name with what the table says; others with nothing.
-fn serve_names(names: &Mutex<HashMap<String, Vec<IpAddr>>>, started: &mpsc::Sender<()>) {
-    let socket = UdpSocket::bind((RESOLVER, 53)).expect("port 53 of the namespace");
+fn serve_names(address: &str, names: &Names, started: &mpsc::Sender<()>) {
+    let socket = UdpSocket::bind((address, 53)).expect("port 53 of the namespace");
     started.send(()).expect("the test");
     let mut query = [0; 512];
     while let Ok((n, from)) = socket.recv_from(&mut query) {
-        if let Some(answer) = answer_names(&query[..n], &names.lock().expect("names")) {
+        if let Some(mut answer) = answer_names(&query[..n], &names.lock().expect("names")) {
+            if answer.len() > SHORT {
+                // Truncated: to be asked again over TCP.
+                answer[2] |= 2;
+                answer.truncate(n);
+                answer[6..12].fill(0);
+            }
             let _ = socket.send_to(&answer, from);
         }
     }
 }
+
+fn serve_names_over_tcp(address: &str, names: &Names, started: &mpsc::Sender<()>) {
+    let listener = TcpListener::bind((address, 53)).expect("port 53 of the namespace");
+    started.send(()).expect("the test");
+    for mut stream in listener.incoming().flatten() {
+        let mut length = [0; 2];
+        while stream.read_exact(&mut length).is_ok() {
+            let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+            let Ok(()) = stream.read_exact(&mut query) else { break };
+            let Some(answer) = answer_names(&query, &names.lock().expect("names")) else { break };
+            let length = u16::try_from(answer.len()).expect("a message").to_be_bytes();
+            // Whoever asked may have gone.
+            let _ = stream.write_all(&[&length[..], &answer].concat());
+        }
+    }
+}
+
+type Names = Mutex<HashMap<String, Vec<IpAddr>>>;
 
 fn answer_names(query: &[u8], names: &HashMap<String, Vec<IpAddr>>) -> Option<Vec<u8>> {
     let (mut at, mut labels) = (12, Vec::new());

@@ -4,9 +4,11 @@ use std::time::Instant;
 
 use super::{DNS, Guard, Side, Verdict, is_group};
 use crate::answers::{self, Way, guest_address};
+use crate::conversation::Heard;
 use crate::events::Protocol;
 use crate::flows::Key;
 use crate::frames::{Body, Content, Frame};
+use crate::names::Stopped;
 use crate::reason::Dropped;
 
 impl Guard {
@@ -57,6 +59,16 @@ impl Guard {
                 };
                 // passt (of 2023) resets without an acknowledgment, and a kernel that has no answer yet takes no such
                 // reset: the program would wait for minutes to learn that nobody listens. Ours has one.
+                let (names, rules) = (&mut self.names, &self.rules);
+                let judge = |message: &[u8]| names.answered(tcp.target, message, rules, now);
+                match flow.conversation.as_mut().map(|heard| heard.resolver_sent(tcp, judge)) {
+                    None | Some(Ok(())) => {}
+                    Some(Err(Heard::Gap)) => return Err(Dropped::Early),
+                    Some(Err(Heard::Strange)) => {
+                        return Err(self.cut(&key, Stopped::Dropped(Dropped::Dns), now));
+                    }
+                    Some(Err(Heard::Refused(stopped))) => return Err(self.cut(&key, stopped, now)),
+                }
                 let refused = tcp.rst && tcp.acknowledged.is_none() && !flow.is_answered();
                 let expected = flow.guest_next;
                 flow.count_down(bytes, now);
@@ -71,7 +83,7 @@ impl Guard {
                 }
                 Ok(Verdict::Pass)
             }
-            Body::Udp(udp) if (packet.source, udp.source) == (link.dns.into(), DNS) => {
+            Body::Udp(udp) if (packet.source, udp.source) == (link.dns, DNS) => {
                 let result = self.names.answered(udp.target, udp.payload, &self.rules, now);
                 self.stopped(result, udp.target, now)
             }

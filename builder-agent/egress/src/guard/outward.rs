@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::{DNS, Guard, Side, Verdict, is_group};
 use crate::answers::{self, guest_address};
+use crate::conversation::{Conversation, Heard};
 use crate::events::{End, Protocol};
 use crate::flows::{Flow, Key, MAX_OPEN};
 use crate::frames::{Body, Content, Frame, Packet, Tcp, Udp};
@@ -28,7 +29,7 @@ impl Guard {
                 if (*sender_mac, *sender) != (link.guest_mac, link.guest_v4) {
                     return Err(Dropped::Source);
                 }
-                if ![link.gateway_v4, link.dns].contains(target) {
+                if *target != link.gateway_v4 && IpAddr::V4(*target) != link.dns {
                     return Err(Dropped::Neighbour);
                 }
                 self.answer(answers::arp_reply(&link, *target), now);
@@ -70,7 +71,7 @@ impl Guard {
     fn tcp_of_guest(
         &mut self,
         packet: &Packet<'_>,
-        tcp: &Tcp,
+        tcp: &Tcp<'_>,
         bytes: usize,
         now: Instant,
     ) -> Result<Verdict, Dropped> {
@@ -105,6 +106,16 @@ impl Guard {
                     }
                     return Err(Dropped::Early);
                 }
+                let (names, rules) = (&mut self.names, &self.rules);
+                let judge = |message: &[u8]| names.ask(tcp.source, message, rules, now);
+                match flow.conversation.as_mut().map(|heard| heard.guest_sent(tcp, judge)) {
+                    None | Some(Ok(())) => {}
+                    Some(Err(Heard::Gap)) => return Err(Dropped::Early),
+                    Some(Err(Heard::Strange)) => {
+                        return Err(self.cut(&key, Stopped::Dropped(Dropped::Dns), now));
+                    }
+                    Some(Err(Heard::Refused(stopped))) => return Err(self.cut(&key, stopped, now)),
+                }
                 flow.count_up(bytes, now);
                 if let Some(end) = flow.guest_sent(tcp, now) {
                     self.end(&key, end, now);
@@ -130,6 +141,10 @@ impl Guard {
             }
             return Err(Dropped::NoConnection);
         }
+        // Data in the first segment (RFC 7413) would not be judged. The guest's kernel sends it again without.
+        if !tcp.payload.is_empty() && self.is_with_resolver(&key) {
+            return Err(Dropped::Dns);
+        }
         let refusal = |reason: &Reason| match reason {
             Reason::NewConnections { .. } => None,
             _ => answers::refuse_tcp(&link, packet, tcp),
@@ -150,7 +165,7 @@ impl Guard {
             let answer = answers::prohibited(&link, packet);
             return Err(self.refuse(Protocol::Udp, None, (packet.target, udp.target), reason, answer, now));
         }
-        if (packet.target, udp.target) == (link.dns.into(), DNS) {
+        if (packet.target, udp.target) == (link.dns, DNS) {
             let result = match self.spent {
                 true => Err(Stopped::of_spent(udp.payload, self.rules.policy.limits.max_bytes)),
                 false => self.names.ask(udp.source, udp.payload, &self.rules, now),
@@ -174,7 +189,7 @@ impl Guard {
     fn open(
         &mut self,
         key: Key,
-        tcp: Option<&Tcp>,
+        tcp: Option<&Tcp<'_>>,
         bytes: usize,
         refusal: impl Fn(&Reason) -> Option<Vec<u8>>,
         now: Instant,
@@ -185,14 +200,24 @@ impl Guard {
             return Err(self.refuse(key.protocol, name, (key.address, key.port), reason, answer, now));
         }
         let mut flow = Flow::new(name, tcp, now);
+        if self.is_with_resolver(&key) {
+            flow.conversation = tcp.map(Conversation::new);
+        }
         flow.count_up(bytes, now);
         self.flows.insert(key, flow);
         self.connections += 1;
         Ok(Verdict::Pass)
     }
 
+    fn is_with_resolver(&self, key: &Key) -> bool {
+        (key.address, key.port) == (self.rules.policy.link.dns, DNS)
+    }
+
     fn may_open(&mut self, key: &Key, name: Option<&str>, now: Instant) -> Result<(), Reason> {
-        self.rules.may_reach(key.protocol, key.address, key.port, name)?;
+        // What is said to the resolver is judged by itself.
+        if !self.is_with_resolver(key) {
+            self.rules.may_reach(key.protocol, key.address, key.port, name)?;
+        }
         let limits = &self.rules.policy.limits;
         if self.spent {
             return Err(Reason::Bytes { limit: limits.max_bytes });

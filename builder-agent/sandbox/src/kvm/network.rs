@@ -66,7 +66,7 @@ pub struct NetworkConfig {
     pub passt: PathBuf,
     pub policy: Policy,
     /// The name server for guests. `None`: the first of this host that they can reach.
-    pub resolver: Option<Ipv4Addr>,
+    pub resolver: Option<IpAddr>,
 }
 
 /// The network of one machine. Dropping it ends it.
@@ -108,11 +108,12 @@ impl Network {
         limit: impl FnOnce(u32) -> io::Result<()>,
     ) -> io::Result<(Network, Plug)> {
         let mut policy = config.policy.clone();
-        let resolver = config.resolver.or_else(resolver::of_this_host);
+        let families = Families::of_this_host();
+        let resolver = config.resolver.or_else(|| resolver::of_this_host(|server| families.have(server)));
         policy.link.dns = resolver.unwrap_or(policy.link.dns);
         let ports = Ports::free()?;
         policy.link.udp_source_ports = ports.range();
-        let settings = settings(&policy.link, resolver);
+        let settings = settings(&policy.link, families, resolver);
         policy.ipv6 = settings.ipv6.is_some();
         let (control, theirs) = UnixStream::pair()?;
         let (guard, stderr) = Process::again(executable, ARGUMENT, theirs)?;
@@ -276,7 +277,8 @@ impl Network {
         printable::lines(&String::from_utf8_lossy(&process::words(&self.stderr)))
     }
 
-    pub(crate) fn written_down(&self) -> PausedNetwork {
+    /// For another program that takes over from this one.
+    pub fn written_down(&self) -> PausedNetwork {
         PausedNetwork {
             guard: self.guard.pid(),
             control: self.control.as_raw_fd(),
@@ -287,7 +289,8 @@ impl Network {
         }
     }
 
-    pub(crate) fn taken_over(paused: PausedNetwork, received: &mut Received) -> io::Result<Network> {
+    /// The network that an earlier program in this process has started.
+    pub fn taken_over(paused: PausedNetwork, received: &mut Received) -> io::Result<Network> {
         let PausedNetwork { guard, control, stderr, begun, bytes, ports } = paused;
         Ok(Network {
             guard: Process::taken_over(guard)?,
@@ -303,15 +306,32 @@ impl Network {
     }
 }
 
+/// Which families of addresses this host has a way into the world with.
+#[derive(Debug, Clone, Copy)]
+struct Families {
+    v4: bool,
+    v6: bool,
+}
+
+impl Families {
+    fn of_this_host() -> Self {
+        let [v4, v6] = PUBLIC.map(has_route);
+        Self { v4, v6 }
+    }
+
+    fn have(self, address: IpAddr) -> bool {
+        if address.is_ipv4() { self.v4 } else { self.v6 }
+    }
+}
+
 /// What the guest is told. Without a way into the world, a family of addresses would cost each program a wait.
-fn settings(link: &Link, resolver: Option<Ipv4Addr>) -> protocol::Network {
+fn settings(link: &Link, families: Families, resolver: Option<IpAddr>) -> protocol::Network {
     let ipv4 = protocol::Subnet { address: link.guest_v4, prefix: 24, gateway: link.gateway_v4 };
     let ipv6 = protocol::Subnet { address: link.guest_v6, prefix: 64, gateway: link.gateway_v6 };
-    let [has_v4, has_v6] = PUBLIC.map(has_route);
     protocol::Network {
-        ipv4: has_v4.then_some(ipv4),
-        ipv6: has_v6.then_some(ipv6),
-        nameservers: resolver.map(IpAddr::V4).into_iter().collect(),
+        ipv4: families.v4.then_some(ipv4),
+        ipv6: families.v6.then_some(ipv6),
+        nameservers: resolver.into_iter().collect(),
         ports: (link.udp_source_ports.first, link.udp_source_ports.last),
     }
 }
@@ -384,6 +404,70 @@ mod tests {
         ] {
             let error = Scripted::start(script).0.wait_for_start(&Cancel::new()).unwrap_err().to_string();
             assert!(error.contains("cannot start the network of a VM") && error.contains(said), "{error}");
+        }
+    }
+
+    /// In one process, which is both programs.
+    #[test]
+    fn another_program_reads_the_rest_of_an_event_counts_on_and_ends_the_same_guard() {
+        let connection = |down: u64| {
+            format!(
+                r#"{{"connection":{{"protocol":"tcp","name":null,"address":"1.1.1.1","port":1,"up":1,"down":{down},"millis":1,"end":"closed"}}}}"#
+            )
+        };
+        let (one, two) = (connection(41), connection(57));
+        let (half, rest) = two.split_at(30);
+        let script = format!(
+            "{READY}; printf '%s\\n%s' '{one}' '{half}' >&3; read -u 3 order; \
+             printf '%s\\n' '{rest}' >&3; sleep 600"
+        );
+        let mut guard = Scripted::start(&script);
+        guard.0.wait_for_start(&Cancel::new()).unwrap();
+        let until = |network: &mut Network, mut is_so: Box<dyn FnMut(&mut Network) -> bool>| {
+            let deadline = Instant::now() + PATIENCE;
+            while !is_so(network) {
+                assert!(Instant::now() < deadline, "{}", network.last_words());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let mut told = Vec::new();
+        until(
+            &mut guard.0,
+            Box::new(move |network| {
+                told.extend(network.events());
+                told.len() == 1 && !network.begun.is_empty()
+            }),
+        );
+        assert_eq!(guard.0.bytes(), 42);
+        let text = serde_json::to_string(&guard.0.written_down()).unwrap();
+        let mut paused: PausedNetwork = serde_json::from_str(&text).unwrap();
+        let copies =
+            [guard.0.control.as_fd(), guard.0.stderr.as_fd()].map(|fd| fd.try_clone_to_owned().unwrap());
+        [paused.control, paused.stderr] = copies.each_ref().map(AsRawFd::as_raw_fd);
+        let (pid, range) = (paused.guard, paused.ports);
+        // Nothing of the first program is left but its child.
+        let other = Process::again(&guard.1, ARGUMENT, UnixStream::pair().unwrap().0).unwrap().0;
+        std::mem::forget(std::mem::replace(&mut guard.0.guard, other));
+        drop(guard);
+        let mut network = Network::taken_over(paused, &mut copies.into_iter().collect()).unwrap();
+        assert_eq!((network.pid(), network.ports.number(), network.bytes()), (pid, range, 42));
+        // The end of a line, for which the script waits after its order.
+        std::io::Write::write_all(&mut &network.control, b"\n").unwrap();
+        until(&mut network, Box::new(|network| network.events().len() == 1));
+        assert_eq!(network.bytes(), 42 + 58);
+        network.end();
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        // What is damaged, or another's, is not taken.
+        let wrong = |guard, ports| PausedNetwork {
+            guard,
+            control: 0,
+            stderr: 0,
+            begun: protocol::Bytes(Vec::new()),
+            bytes: 0,
+            ports,
+        };
+        for paused in [wrong(1, range), wrong(std::process::id(), range), wrong(pid, usize::MAX)] {
+            assert!(Network::taken_over(paused, &mut Received::default()).is_err());
         }
     }
 
