@@ -8,6 +8,7 @@ pub mod cache;
 pub mod client;
 pub mod homes;
 pub mod http;
+pub mod internet;
 pub mod scripted;
 pub mod served;
 pub mod world;
