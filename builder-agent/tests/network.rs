@@ -103,7 +103,8 @@ fn an_answer_that_is_too_long_for_a_datagram_is_asked_for_over_tcp_and_its_name_
     world.set_addresses("many.test", &[WEB; 100]);
     for policy in [json!({}), json!({ "allow_names": ["many.*"] })] {
         let guest = world.guest(&policy);
-        let got = guest.curl(&["-4", "http://many.test/"]);
+        // The resolver library asks for both families over one connection.
+        let got = guest.curl(&["http://many.test/"]);
         assert!(text(&got).contains("this is"), "{}", text(&got));
         let events = guest.end();
         let connections: Vec<_> = events.iter().filter_map(|event| event.get("connection")).collect();

@@ -9,6 +9,8 @@ use crate::frames::Tcp;
 
 /// Bytes that a guest may ask over one connection. A question has some dozens, and clients ask one or two.
 const MAX_ASKED: usize = 4096;
+/// Most connections with the resolver at a time. Each may hold an answer of 64 KiB that is not whole yet.
+pub const MAX_CONVERSATIONS: usize = 64;
 /// Length before each message.
 const PREFIX: usize = 2;
 

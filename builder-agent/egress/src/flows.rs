@@ -193,6 +193,11 @@ impl Flows {
         self.open.len()
     }
 
+    /// How many of the open ones are with the resolver.
+    pub fn conversations(&self) -> usize {
+        self.open.values().filter(|flow| flow.conversation.is_some()).count()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.open.is_empty() && self.ending.is_empty()
     }

@@ -368,6 +368,18 @@ fn over_tcp_nothing_passes_to_or_from_the_resolver_but_questions_and_answers() {
 }
 
 #[test]
+fn no_more_than_some_connections_with_the_resolver_are_open_and_more_wait() {
+    let mut bench = Bench::new(Policy::default());
+    let opens = |port| segment(out(DNS), (port, 53), "S", (1, 0), &[]);
+    let passed = (0..100).filter(|port| bench.guest(&opens(PORT + port)) == Verdict::Pass).count();
+    assert_eq!(passed, 64);
+    assert_eq!(bench.said(Side::Guest).len(), 0, "the guest's kernel asks again");
+    assert_eq!(bench.guest(&syn(PEER, 443)), Verdict::Pass, "others are not concerned");
+    bench.network(&segment(inward(DNS), (53, PORT), "RA", (0, 2), &[]));
+    assert_eq!(bench.guest(&opens(PORT + 80)), Verdict::Pass);
+}
+
+#[test]
 fn dns_over_tcp_counts_as_over_udp() {
     let limits = Limits { max_queries_per_second: 2, max_dns_bytes: 200, ..Limits::default() };
     let mut bench = Bench::new(Policy { limits, ..Policy::default() });

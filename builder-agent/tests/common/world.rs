@@ -217,7 +217,7 @@ impl World {
         let etc = self.dir.path().join(format!("etc-{}", space.pid()));
         space.run(&format!(
             "mkdir -p {0}/upper {0}/work; mount -t overlay overlay -o lowerdir=/etc,upperdir={0}/upper,workdir={0}/work /etc;
-             rm -f /etc/resolv.conf; echo nameserver {resolver} > /etc/resolv.conf; echo hosts: files dns > /etc/nsswitch.conf",
+             rm -f /etc/resolv.conf; printf 'nameserver {resolver}\\noptions edns0\\n' > /etc/resolv.conf; echo hosts: files dns > /etc/nsswitch.conf",
             etc.display()
         ));
         let agent = PathBuf::from(env!("CARGO_BIN_EXE_builder-agent"));

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{DNS, Guard, Side, Verdict, is_group};
 use crate::answers::{self, guest_address};
-use crate::conversation::{Conversation, Heard};
+use crate::conversation::{Conversation, Heard, MAX_CONVERSATIONS};
 use crate::events::{End, Protocol};
 use crate::flows::{Flow, Key, MAX_OPEN};
 use crate::frames::{Body, Content, Frame, Packet, Tcp, Udp};
@@ -142,8 +142,12 @@ impl Guard {
             return Err(Dropped::NoConnection);
         }
         // Data in the first segment (RFC 7413) would not be judged. The guest's kernel sends it again without.
-        if !tcp.payload.is_empty() && self.is_with_resolver(&key) {
+        if self.is_with_resolver(&key) && !tcp.payload.is_empty() {
             return Err(Dropped::Dns);
+        }
+        // The same a second later, when there may be room.
+        if self.is_with_resolver(&key) && self.flows.conversations() >= MAX_CONVERSATIONS {
+            return Err(Dropped::Early);
         }
         let refusal = |reason: &Reason| match reason {
             Reason::NewConnections { .. } => None,
