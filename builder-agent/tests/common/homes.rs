@@ -1,7 +1,7 @@
 //! Homes without machines: Debian's sshd in a mount namespace of this machine, which has users and folders as a home has.
 //!
 //! The front door, the ssh connections into homes and the life of a home are real then, and what is shown in a home's store is
-//! written down here. Needs root and an sshd.
+//! written down here. Needs root and an sshd: the one that `tests/scripts/sshd` unpacks, or this machine's.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -17,7 +17,18 @@ use egress::Event;
 use sandbox::home::{HomeEnd, HomeJob, RequestError, SmallFile};
 use sandbox::{Cancel, Image, SandboxError, Usage};
 
-const SSHD: &str = "/usr/sbin/sshd";
+/// sshd and what starts it: of `tests/scripts/sshd`, or of this machine. `None`: there is none.
+fn sshd() -> Option<Command> {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    let unpacked = std::env::var_os("CARGO_TARGET_DIR").map_or(project, PathBuf::from).join("cache/sshd");
+    if unpacked.join("sshd").exists() {
+        let mut sshd = Command::new(unpacked.join("lib/ld.so"));
+        sshd.arg("--library-path").arg(unpacked.join("lib")).arg(unpacked.join("sshd"));
+        return Some(sshd);
+    }
+    let installed = Path::new("/usr/sbin/sshd");
+    installed.exists().then(|| Command::new(installed))
+}
 
 /// What one home was asked to show.
 #[derive(Default)]
@@ -49,7 +60,7 @@ pub fn impossible() -> Option<String> {
     if !rustix::process::getuid().is_root() {
         return Some("needs root, for a mount namespace".into());
     }
-    (!Path::new(SSHD).exists()).then(|| format!("needs {SSHD}, of the package openssh-server"))
+    sshd().is_none().then(|| "needs an sshd; tests/scripts/sshd unpacks one".into())
 }
 
 /// The namespace of one home.
@@ -133,8 +144,12 @@ impl Control for Place {
         let pid = self.holder.lock().expect("a holder").id().to_string();
         let (stdin, stdout) = (OwnedFd::from(theirs.try_clone().expect("a copy")), OwnedFd::from(theirs));
         let log = fs::File::create(self.dir.path().join("log")).expect("a log");
+        let program = sshd().expect("it was there");
         let mut sshd = Command::new("nsenter")
-            .args(["--mount", "--target", &pid, SSHD, "-i", "-e", "-f"])
+            .args(["--mount", "--target", &pid])
+            .arg(program.get_program())
+            .args(program.get_args())
+            .args(["-i", "-e", "-f"])
             .arg(self.config())
             .stdin(stdin)
             .stdout(stdout)
