@@ -220,9 +220,10 @@ pub fn sandbox_failed(
         | SandboxError::OutputInvalid { .. }
         | SandboxError::CannotStart { .. } => Cause::Build,
         SandboxError::Cancelled => Cause::Cancelled,
-        SandboxError::GuestProtocol { .. } | SandboxError::GuestDied { .. } | SandboxError::Setup { .. } => {
-            Cause::Sandbox
-        }
+        SandboxError::GuestProtocol { .. }
+        | SandboxError::GuestDied { .. }
+        | SandboxError::NetworkEnded
+        | SandboxError::Setup { .. } => Cause::Sandbox,
         // A disk is full, or no sandbox can be started at all: at once it is no better.
         SandboxError::Sink { .. } | SandboxError::Unavailable { .. } => Cause::Box,
     };

@@ -24,6 +24,9 @@ pub enum SandboxError {
     GuestProtocol { why: String },
     #[error("the sandbox guest died; the last it said:\n{console}")]
     GuestDied { console: String },
+    /// Without it a builder fails for a reason that is none of its own.
+    #[error("the sandbox's network ended before its builder did")]
+    NetworkEnded,
     #[error("the builder succeeded but did not create its output '{name}'")]
     OutputMissing { name: String },
     #[error("the builder's output '{name}' cannot be stored: {why}")]

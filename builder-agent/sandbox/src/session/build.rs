@@ -17,7 +17,7 @@ use super::stream::{died, unavailable, wait};
 use crate::backend::{Backend, FarEnd, Started, Streams};
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
-use crate::job::{Finished, Host, Job, Limits, Run};
+use crate::job::{BuilderStatus, Finished, Host, Job, Limits, Run};
 use crate::paused::{Paused, PausedSession};
 
 /// Runs jobs to their end. The agent uses a sandbox through this trait, which every [`Backend`] implements.
@@ -129,6 +129,7 @@ fn follow(
     stream
         .set_nonblocking(true)
         .map_err(|e| unavailable("cannot make the guest's stream non-blocking", e))?;
+    let mut network = Network { is_there: far_end.network_stream().is_some(), ended: None };
     let mut decoder = Decoder::new();
     if decoder.next(&mut &*received).map_err(hostile)?.is_some() {
         return Err(SandboxError::GuestProtocol { why: "a whole frame was left over".into() });
@@ -140,6 +141,7 @@ fn follow(
         }
         if cancel.is_asked_to_pause()
             && conversation.is_building()
+            && network.ended.is_none()
             && let Some(machine) = far_end.written_down()
         {
             let began = Instant::now();
@@ -157,15 +159,18 @@ fn follow(
             Err(Late::Limit(error)) => return Err(error),
             Err(Late::Guest(what)) => return Err(died(what, far_end)),
         };
-        far_end.network_events().into_iter().for_each(|event| conversation.connected(event));
+        network.listen(far_end, conversation);
         let writing = conversation.has_to_send();
-        let network = far_end.network_stream();
         let wakers = [&*cancelled, &*asked_to_pause];
-        let ready = wait(&stream, &wakers, network, writing, timeout)?;
+        let timeout = timeout.into_iter().chain(network.time_left()).min();
+        let ready = wait(&stream, &wakers, far_end.network_stream(), writing, timeout)?;
         if writing && ready.contains(PollFlags::OUT) {
             conversation.send(&mut stream);
         }
         if !ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            if network.time_left().is_some_and(|left| left.is_zero()) {
+                return Err(SandboxError::NetworkEnded);
+            }
             continue;
         }
         let n = match stream.read(&mut buffer) {
@@ -180,12 +185,42 @@ fn follow(
         while let Some(frame) = decoder.next(&mut input).map_err(hostile)? {
             if let Some(finished) = conversation.accept(frame)? {
                 // Bytes after the last frame are never read.
-                return Ok(finished);
+                network.listen(far_end, conversation);
+                let has_failed = finished.status != BuilderStatus::Exited(0);
+                return if has_failed && network.ended.is_some() {
+                    Err(SandboxError::NetworkEnded)
+                } else {
+                    Ok(finished)
+                };
             }
             if cancel.is_cancelled() {
                 return Err(SandboxError::Cancelled);
             }
         }
+    }
+}
+
+/// From the end of a network to the end of its machine, if that has ended for a reason of its own, which is then told.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// The network of the machine.
+struct Network {
+    is_there: bool,
+    /// It has ended before the machine did.
+    ended: Option<Instant>,
+}
+
+impl Network {
+    fn listen(&mut self, far_end: &mut dyn FarEnd, conversation: &mut Conversation<'_>) {
+        far_end.network_events().into_iter().for_each(|event| conversation.connected(event));
+        if self.is_there && far_end.network_stream().is_none() {
+            self.ended.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// How long the machine may go on without.
+    fn time_left(&self) -> Option<Duration> {
+        self.ended.map(|ended| MOMENT.saturating_sub(ended.elapsed()))
     }
 }
 

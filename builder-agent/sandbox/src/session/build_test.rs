@@ -1,7 +1,9 @@
 //! A fake guest on a socket pair sends everything that a guest must not send.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -15,7 +17,7 @@ use rustix::event::{PollFd, poll};
 use super::super::conversation::Patience;
 use super::*;
 use crate::backend::Inputs;
-use crate::job::{BuilderStatus, Limits, OutputSink};
+use crate::job::{Limits, OutputSink};
 use crate::paused::PausedMachine;
 use crate::usage::Usage;
 
@@ -769,4 +771,89 @@ fn a_paused_build_can_be_cancelled_until_somebody_has_taken_it_over() {
     // Nobody has taken over in the end.
     second.cancel.go_on();
     assert!(matches!(session.join().unwrap().result, Err(SandboxError::Cancelled)));
+}
+
+/// A machine with a network, which ends when the flag is set.
+struct Connected(Arc<AtomicBool>, UnixStream);
+
+impl FarEnd for Connected {
+    fn last_words(&mut self) -> String {
+        String::new()
+    }
+
+    fn network_stream(&self) -> Option<BorrowedFd<'_>> {
+        (!self.0.load(Ordering::SeqCst)).then(|| self.1.as_fd())
+    }
+
+    fn end(&mut self) -> Usage {
+        Usage::default()
+    }
+}
+
+impl Case {
+    /// Runs the session in a machine whose network ends as the guest says.
+    fn run_connected(
+        &self,
+        far: impl FnOnce(&mut Fake, &dyn Fn()) + Send + 'static,
+    ) -> Result<Finished, SandboxError> {
+        let (near, far_stream) = UnixStream::pair().unwrap();
+        // Readable as soon as the other end is gone.
+        let (network, guard) = UnixStream::pair().unwrap();
+        let has_ended = Arc::new(AtomicBool::new(false));
+        let flag = has_ended.clone();
+        let thread = thread::spawn(move || {
+            let end = || {
+                flag.store(true, Ordering::SeqCst);
+                guard.shutdown(std::net::Shutdown::Both).unwrap();
+            };
+            far(&mut Fake(far_stream), &end);
+        });
+        let run = run_in(
+            &mut Connected(has_ended, network),
+            machine(near),
+            &self.job,
+            &mut self.seen.clone(),
+            &self.cancel,
+        );
+        thread.join().unwrap();
+        run.result
+    }
+}
+
+#[test]
+fn a_builder_that_has_lost_its_network_is_not_told_to_have_failed() {
+    // It fails at once, or would wait for ever.
+    for fails in [true, false] {
+        let result = case().run_connected(move |fake, end_network| {
+            fake.started();
+            end_network();
+            if fails {
+                fake.exited(1);
+                fake.send(Tag::Done, &[]);
+            }
+            fake.wait_for_hangup();
+        });
+        assert!(matches!(result, Err(SandboxError::NetworkEnded)), "fails: {fails}, {result:?}");
+    }
+    // One whose machine ends with the network has another reason.
+    let result = case().run_connected(|fake, end_network| {
+        fake.started();
+        end_network();
+    });
+    assert!(matches!(result, Err(SandboxError::GuestDied { .. })), "{result:?}");
+    // And one that needs it no more has built.
+    let result = case().run_connected(|fake, end_network| {
+        fake.started();
+        end_network();
+        fake.exited(0);
+        for (tag, body) in [
+            (Tag::OutputBegin, &b"out"[..]),
+            (Tag::OutputData, b"nar"),
+            (Tag::OutputEnd, b""),
+            (Tag::Done, b""),
+        ] {
+            fake.send(tag, body);
+        }
+    });
+    assert!(matches!(result, Ok(Finished { status: BuilderStatus::Exited(0), .. })), "{result:?}");
 }
