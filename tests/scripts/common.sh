@@ -39,16 +39,28 @@ introduce_client() {
     rm -f "$state/client/.ssh/known_hosts"
 }
 
-# image_with_unit STATE NAME ARG...: makes the release STATE/image, whose box has one unit more, NAME.service, read from the
-# input. What else it needs is in STATE/rootfs already. ARG: for `netboot-image build`.
+# more_settings STATE: the box of STATE/image has settings besides the usual ones, read from the input.
+more_settings() {
+    mkdir -p "$1/rootfs/etc"
+    cat "$root/image/rootfs/etc/builder-agent.toml" - > "$1/rootfs/etc/builder-agent.toml"
+}
+
+# image_with STATE ARG...: makes the release STATE/image, with the files of STATE/rootfs. ARG: for `netboot-image build`.
+image_with() {
+    local state=$1
+    shift
+    $sudo "$target/release/netboot-image" build --out "$state/image" --users users.nix \
+        --rootfs image/rootfs --rootfs "$state/rootfs" "$@"
+}
+
+# image_with_unit STATE NAME ARG...: the same, and its box has one unit more, NAME.service, read from the input.
 image_with_unit() {
     local state=$1 name=$2 units=$1/rootfs/etc/systemd/system
     shift 2
     mkdir -p "$units/multi-user.target.wants"
     cat > "$units/$name.service"
     ln -sf "../$name.service" "$units/multi-user.target.wants/$name.service"
-    $sudo "$target/release/netboot-image" build --out "$state/image" --users users.nix \
-        --rootfs image/rootfs --rootfs "$state/rootfs" "$@"
+    image_with "$state" "$@"
 }
 
 # crates COMMAND...: cargo, with its count of crates. On a terminal that is cargo's own bar; elsewhere a line now and

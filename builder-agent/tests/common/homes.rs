@@ -51,6 +51,10 @@ pub struct Beside {
     pub running: Arc<AtomicUsize>,
     /// What all of them were asked to show.
     pub attached: Arc<Mutex<Attached>>,
+    /// Below /etc of the last one, as it was asked for.
+    pub etc: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    /// The mount namespace of the last one, and the process that holds it.
+    pub last: Arc<Mutex<Option<(PathBuf, u32)>>>,
     /// If set, homes are not started, for this reason.
     pub broken: Arc<Mutex<Option<String>>>,
 }
@@ -67,6 +71,9 @@ pub fn impossible() -> Option<String> {
 struct Place {
     dir: tempfile::TempDir,
     holder: Mutex<Child>,
+    namespace: PathBuf,
+    /// Of all connections, which end with the machine.
+    streams: Mutex<Vec<UnixStream>>,
     attached: Arc<Mutex<Attached>>,
     running: Arc<AtomicUsize>,
 }
@@ -77,15 +84,20 @@ impl Machines for Beside {
             return Err(SandboxError::Unavailable { why });
         }
         self.started.fetch_add(1, Ordering::SeqCst);
+        self.etc.lock().expect("what is in /etc").clone_from(&job.etc);
+        let killed = || SandboxError::Unavailable { why: "it was killed".into() };
+        let place = Place::new(job, self).ok_or_else(killed)?;
         self.running.fetch_add(1, Ordering::SeqCst);
-        let place = Place::new(job, self);
+        let holder = place.holder.lock().expect("a holder").id();
+        *self.last.lock().expect("the last one") = Some((place.namespace.clone(), holder));
         let place = Arc::new(place);
         Ok(Started { control: place.clone(), machine: Box::new(Idle(place)) })
     }
 }
 
 impl Place {
-    fn new(job: &HomeJob, beside: &Beside) -> Self {
+    /// `None`: somebody has killed it meanwhile.
+    fn new(job: &HomeJob, beside: &Beside) -> Option<Self> {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         let user = &job.user;
         let write = |name: &str, text: &str| {
@@ -120,17 +132,26 @@ impl Place {
              touch {here}/ready; exec cat"
         );
         // It ends with this process, whose end of the pipe closes then.
-        let holder = Command::new("unshare")
+        let mut holder = Command::new("unshare")
             .args(["--mount", "sh", "-c", &set_up])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .expect("unshare");
         while !dir.path().join("ready").exists() {
+            holder.try_wait().expect("our child").map_or(Some(()), |_| None)?;
             std::thread::sleep(Duration::from_millis(5));
         }
         let (attached, running) = (beside.attached.clone(), beside.running.clone());
-        Self { dir, holder: Mutex::new(holder), attached, running }
+        let namespace = namespace_of(holder.id() as i32)?;
+        Some(Self {
+            dir,
+            holder: Mutex::new(holder),
+            namespace,
+            streams: Mutex::default(),
+            attached,
+            running,
+        })
     }
 
     fn config(&self) -> PathBuf {
@@ -156,6 +177,7 @@ impl Control for Place {
             .stderr(Stdio::from(log))
             .spawn()
             .expect("sshd");
+        self.streams.lock().expect("streams").push(ours.try_clone().expect("a copy"));
         // Reaped when its stream ends.
         std::thread::spawn(move || sshd.wait());
         Ok((ours, Box::new(())))
@@ -183,16 +205,45 @@ impl Control for Place {
     }
 }
 
-/// The machine, which does nothing by itself.
+/// The machine, which does nothing by itself, and ends if somebody kills what holds its namespace.
 struct Idle(Arc<Place>);
 
 impl Machine for Idle {
     fn run(self: Box<Self>, _tell: &mut (dyn FnMut(Event) + Send), cancel: &Cancel) -> (HomeEnd, Usage) {
-        while !cancel.wait(Duration::from_secs(3600)) {}
+        let has_died = || {
+            let mut holder = self.0.holder.lock().expect("a holder");
+            matches!(holder.try_wait(), Ok(Some(_)))
+        };
+        let mut end = HomeEnd::Cancelled;
+        while !cancel.wait(Duration::from_millis(20)) {
+            if has_died() {
+                end = HomeEnd::Failed(SandboxError::Unavailable { why: "it was killed".into() });
+                break;
+            }
+        }
         let mut holder = self.0.holder.lock().expect("a holder");
         let _ = holder.kill();
         let _ = holder.wait();
+        // A machine ends with all of its connections and processes.
+        for stream in self.0.streams.lock().expect("streams").drain(..) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        for pid in processes_in(&self.0.namespace) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
         self.0.running.fetch_sub(1, Ordering::SeqCst);
-        (HomeEnd::Cancelled, Usage { cpu: Duration::from_secs(2), ..Usage::default() })
+        (end, Usage { cpu: Duration::from_secs(2), ..Usage::default() })
     }
+}
+
+fn namespace_of(pid: i32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
+}
+
+/// The processes of a home.
+pub fn processes_in(namespace: &Path) -> Vec<rustix::process::Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let inside = |pid: &i32| namespace_of(*pid).is_some_and(|of| of == namespace);
+    pids.filter(inside).filter_map(rustix::process::Pid::from_raw).collect()
 }
