@@ -23,5 +23,5 @@ mod variables;
 pub use layer::Layer;
 pub use resolve::{Effective, Layers, Resolved, Settled, Verdict, Vote};
 pub use table::{Id, Kind, Level, SETTINGS, Setting, Unknown, find, markdown};
-pub use value::{MAX_WORDS, Value};
+pub use value::{MAX_WORDS, Value, is_archive};
 pub use variables::{Variables, is_setting};

@@ -133,6 +133,7 @@ fn limits(attribute: &str, limits: &MemberLimits) -> String {
 
 fn settings(attribute: &str, layer: &Layer) -> String {
     let value = |value: &Value| match value {
+        Value::Text(text) => string(text),
         Value::Words(words) if words.is_empty() => "[ ]".to_owned(),
         Value::Words(words) => names(words),
         value => value.to_string(),

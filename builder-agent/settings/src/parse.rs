@@ -239,6 +239,8 @@ impl Values<'_> {
                 | levels::Kind::Amount { .. }
                 | levels::Kind::Count { .. }
                 | levels::Kind::Rank { .. } => levels::Value::Number(self.number(setting.key)),
+                // No key of the box has one.
+                levels::Kind::Source => levels::Value::Text(String::new()),
                 levels::Kind::Globs | levels::Kind::Tags | levels::Kind::Caches | levels::Kind::CacheKeys => {
                     levels::Value::Words(self.texts(setting.key).unwrap_or_default())
                 }

@@ -72,6 +72,8 @@ pub struct Resolved(Vec<Settled>);
 pub struct Effective {
     pub allow_builds: bool,
     pub allow_home: bool,
+    /// Where the member's own files come from.
+    pub dotfiles: Option<String>,
     /// Whether no level has locked those after it.
     pub allow_override: bool,
     pub allow_shell: bool,
@@ -169,11 +171,16 @@ impl Layers {
             Kind::Amount { .. } | Kind::Rank { .. } => {
                 last(counting).unwrap_or((Value::Number(0), Level::System))
             }
+            Kind::Source => last(counting).unwrap_or((Value::Text(String::new()), Level::System)),
             Kind::Globs | Kind::Tags | Kind::Caches | Kind::CacheKeys => together(counting),
         };
         for vote in votes.iter_mut().filter(|vote| vote.verdict == Verdict::Counts) {
             vote.verdict = match setting.kind {
-                Kind::Flag { .. } | Kind::Amount { .. } | Kind::Count { .. } | Kind::Rank { .. }
+                Kind::Flag { .. }
+                | Kind::Amount { .. }
+                | Kind::Count { .. }
+                | Kind::Rank { .. }
+                | Kind::Source
                     if vote.level != level || vote.value != value =>
                 {
                     Verdict::Overridden(level)
@@ -186,7 +193,7 @@ impl Layers {
     }
 }
 
-/// The value of the last level; `false`, or the smaller number, if two groups differ.
+/// The value of the last level; `false`, or the smaller number or text, if two groups differ.
 fn last<'a>(votes: impl Iterator<Item = &'a Vote>) -> Option<(Value, Level)> {
     votes.fold(None, |before: Option<(Value, Level)>, vote| match before {
         Some((Value::Flag(false), level)) if level == vote.level => before,
@@ -195,6 +202,7 @@ fn last<'a>(votes: impl Iterator<Item = &'a Vote>) -> Option<(Value, Level)> {
         {
             before
         }
+        Some((ref text @ Value::Text(_), level)) if level == vote.level && *text <= vote.value => before,
         _ => Some((vote.value.clone(), vote.level)),
     })
 }
@@ -277,6 +285,10 @@ impl Resolved {
         Effective {
             allow_builds: flag(Id::AllowBuilds),
             allow_home: flag(Id::AllowHome),
+            dotfiles: match &self.get(Id::Dotfiles).value {
+                Value::Text(text) if !text.is_empty() => Some(text.clone()),
+                _ => None,
+            },
             allow_override: flag(Id::AllowOverride),
             allow_shell: flag(Id::AllowShell),
             home_ttl: number(Id::HomeTtl),

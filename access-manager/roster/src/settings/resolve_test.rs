@@ -194,6 +194,8 @@ fn any_layer(level: Level) -> impl Strategy<Value = Layer> {
                 }
                 Kind::Count { .. } => Value::Number(number),
                 Kind::Rank { .. } => Value::Number(number - 2),
+                Kind::Source if number == 0 => Value::Text(String::new()),
+                Kind::Source => Value::Text(format!("https://s/{number}")),
                 Kind::Globs | Kind::Tags => Value::Words((0..number).map(|n| format!("w{n}")).collect()),
                 Kind::Caches => Value::Words((0..number).map(|n| format!("https://c{n}")).collect()),
                 Kind::CacheKeys => {

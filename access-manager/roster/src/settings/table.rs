@@ -60,6 +60,7 @@ pub enum Id {
     AlwaysSubstitute,
     DefaultCpu,
     DefaultMemPerCpu,
+    Dotfiles,
     HomeTtl,
     InjectFsRandomness,
     KeepBuildsRunning,
@@ -103,6 +104,9 @@ pub enum Kind {
     },
     /// A number from `-largest` to `largest`; the last level counts, and without any it is zero.
     Rank { largest: i64 },
+    /// Where files come from: a git repository or an archive. The last level counts, and an empty text takes back what earlier
+    /// ones say.
+    Source,
     /// Globs over names of store paths. Those of all levels count together.
     Globs,
     /// Short words. Those of all levels count together.
@@ -149,6 +153,9 @@ impl Setting {
             }
             Kind::Count { largest, .. } => format!("a whole number from 0 to {largest}"),
             Kind::Rank { largest } => format!("a whole number from -{largest} to {largest}"),
+            Kind::Source => "the address of a git repository (`https://`, `ssh://`, `git://`) or of an archive (`https://`, with a \
+                             name like `x.tar.gz`) without a password, or an empty text for none"
+                .into(),
             Kind::Tags => "a list of short words".into(),
             Kind::Caches => "a list of `https://` or `http://` URLs without user and password".into(),
             Kind::CacheKeys => "a list of `name:base64`".into(),
@@ -191,6 +198,7 @@ pub const SETTINGS: &[Setting] = &[
     setting(Id::AlwaysSubstitute, ("always-substitute", "always-substitute"), Kind::Globs, Level::Ssh, "names of paths that are fetched even if the client or the derivation disables substitution"),
     setting(Id::DefaultCpu, ("default-cpu", "sandbox.vcpus"), SOME_CPUS, Level::Derivation, "processors of a build, between `min-cpu` and `max-cpu`; with others than the box gives, the result is the member's claim, and not shared or signed"),
     setting(Id::DefaultMemPerCpu, ("default-mem-per-cpu", ""), SOME_MIB, Level::Derivation, "memory of a build for each of its processors, between `min-mem` and `max-mem`; without it a build has `sandbox.memory-mib` of the box. With other memory than the box gives, the result is the member's claim"),
+    setting(Id::Dotfiles, ("dotfiles", ""), Kind::Source, Level::Ssh, "files of the member's own that a new home fetches, as its member and through its network: a git repository or an archive of `tar`"),
     setting(Id::HomeTtl, ("home-ttl", "homes.ttl-seconds"), SECONDS, Level::Ssh, "how long a home stays after its last session has ended; then it is gone with all that is in it"),
     setting(Id::InjectFsRandomness, ("inject-fs-randomness", "settings.inject-fs-randomness"), flag(false), Level::Derivation, "whether a builder sees the entries of each directory in a random order, another one in each build, which shows whether a result depends on it; the result is the member's claim, and not shared or signed"),
     setting(Id::KeepBuildsRunning, ("keep-builds-running", "keep-builds-running"), flag(false), Level::Derivation, "whether a build goes on when its last client has disconnected; of several clients the last one's setting counts"),
@@ -289,6 +297,7 @@ pub fn markdown() -> String {
                 (value, String::new())
             }
             Kind::Rank { largest } => (format!("-{largest} to {largest}"), String::new()),
+            Kind::Source => ("a URL, or an empty text for none".to_owned(), String::new()),
             Kind::Globs => ("globs; those of all levels count".to_owned(), String::new()),
             Kind::Tags => ("words; those of all levels count".to_owned(), String::new()),
             Kind::Caches => ("URLs; those of all levels count".to_owned(), String::new()),

@@ -19,12 +19,18 @@ const MAX_CACHES: usize = 5;
 const MAX_CACHE_KEYS: usize = 10;
 const MAX_CACHE: usize = 256;
 
-/// A value. Its JSON is a boolean, a number or a list of texts.
+/// Longest address of a source, in bytes.
+const MAX_SOURCE: usize = 512;
+/// What the name of an archive ends with; `tar` finds out how it is compressed.
+const ARCHIVES: [&str; 8] = [".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tar.zst", ".tzst"];
+
+/// A value. Its JSON is a boolean, a number, a text or a list of texts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(untagged)]
 pub enum Value {
     Flag(bool),
     Number(i64),
+    Text(String),
     Words(Vec<String>),
 }
 
@@ -33,6 +39,8 @@ impl std::fmt::Display for Value {
         match self {
             Value::Flag(flag) => write!(f, "{flag}"),
             Value::Number(number) => write!(f, "{number}"),
+            Value::Text(text) if text.is_empty() => f.write_str("none"),
+            Value::Text(text) => f.write_str(text),
             Value::Words(words) if words.is_empty() => f.write_str("none"),
             Value::Words(words) => f.write_str(&words.join(" ")),
         }
@@ -52,6 +60,9 @@ impl Value {
             (Kind::Count { largest, .. }, Value::Number(number)) if (0..=*largest).contains(number) => {}
             (Kind::Rank { largest }, Value::Number(number))
                 if number.unsigned_abs() <= largest.unsigned_abs() => {}
+            (Kind::Source, Value::Text(text)) if text.is_empty() || is_source(text) => {}
+            // A password must not be repeated.
+            (Kind::Source, Value::Text(_)) => return wrong("the text that is there".into()),
             (Kind::Tags, Value::Words(words)) => {
                 if words.len() > MAX_TAGS {
                     return wrong(format!("{} words, at most {MAX_TAGS} are accepted", words.len()));
@@ -97,6 +108,9 @@ impl Value {
         let value = match json {
             serde_json::Value::Bool(flag) => Some(Value::Flag(*flag)),
             serde_json::Value::Number(number) => number.as_i64().map(Value::Number),
+            serde_json::Value::String(text) if setting.kind == Kind::Source => {
+                Some(Value::Text(text.clone()))
+            }
             serde_json::Value::Array(items) if items.len() > MAX_WORDS => {
                 return Err(wrong(setting, &format!("{} values", items.len())));
             }
@@ -122,6 +136,7 @@ impl Value {
             Kind::Most { .. } | Kind::Amount { .. } | Kind::Count { .. } | Kind::Rank { .. } => {
                 text.parse().ok().filter(|_| !text.starts_with('+')).map(Value::Number)
             }
+            Kind::Source => Some(Value::Text(text.to_owned())),
             Kind::Globs | Kind::Tags | Kind::Caches | Kind::CacheKeys => {
                 let words = text.split([' ', '\t', '\n', ',']).filter(|word| !word.is_empty());
                 Some(Value::Words(words.take(MAX_WORDS + 1).map(str::to_owned).collect()))
@@ -152,6 +167,27 @@ fn is_cache(word: &str) -> bool {
     word.len() <= MAX_CACHE
         && rest.is_some_and(|rest| !rest.is_empty() && !rest.contains('@'))
         && word.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'\\`<>".contains(&byte))
+}
+
+/// Whether the address of a source is that of an archive, and not of a git repository.
+pub fn is_archive(source: &str) -> bool {
+    let path = source.split(['?', '#']).next().unwrap_or_default();
+    source.starts_with("https://") && ARCHIVES.iter().any(|ending| path.ends_with(ending))
+}
+
+/// An address that means the same to git, curl and a shell that has it between single quotes: a scheme that fetches and runs
+/// nothing, a host that is no option, and characters that are not special. A password would be shown to whoever reads the roster.
+fn is_source(text: &str) -> bool {
+    let schemes = ["https://", "ssh://", "git://"];
+    let Some(rest) = schemes.iter().find_map(|scheme| text.strip_prefix(scheme)) else { return false };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    text.len() <= MAX_SOURCE
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-._~:/?#[]@!&()*,;=%".contains(&byte))
+        && !user.contains(':')
+        && ![user, host].iter().any(|part| part.starts_with('-'))
+        && host.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
+        && rest.len() > authority.len() + 1
 }
 
 /// A name, and the base64 of the 32 bytes of an ed25519 key.
@@ -188,6 +224,18 @@ mod tests {
         assert_eq!(read("substituters", cache), Ok(Value::Words(vec![cache.into()])));
         let key = format!("cache.example.org-1:{}=", "A".repeat(43));
         assert_eq!(read("trusted-public-keys", &key), Ok(Value::Words(vec![key])));
+        for source in [
+            "",
+            "https://git.example.org/me/dotfiles",
+            "ssh://git@git.example.org:2222/~me/x.git",
+            "git://[::1]/x",
+        ] {
+            assert_eq!(read("dotfiles", source), Ok(Value::Text(source.into())), "{source}");
+            assert!(!is_archive(source), "{source}");
+        }
+        assert!(
+            is_archive("https://example.org/dotfiles.tar.gz?x=1") && is_archive("https://example.org/x.tar")
+        );
         let words = Value::Words(vec!["a*".into(), "b-?".into()]);
         assert_eq!(read("never-substitute", " a*, b-?\n"), Ok(words));
         for (name, text) in [
@@ -217,15 +265,29 @@ mod tests {
             ("substituters", "https://a https://b https://c https://d https://e https://f"),
             ("trusted-public-keys", "cache-1"),
             ("trusted-public-keys", "cache-1:AAAA"),
+            ("dotfiles", "git.example.org:me/dotfiles"),
+            ("dotfiles", "http://git.example.org/me"),
+            ("dotfiles", "file:///etc"),
+            ("dotfiles", "ext::sh -c id"),
+            ("dotfiles", "--upload-pack=id"),
+            ("dotfiles", "ssh://-oProxyCommand=id/x"),
+            ("dotfiles", "ssh://-l@git.example.org/x"),
+            ("dotfiles", "https://me:secret@git.example.org/x"),
+            ("dotfiles", "https://git.example.org"),
+            ("dotfiles", "https://git.example.org/a b"),
+            ("dotfiles", "https://git.example.org/';id;'"),
+            ("dotfiles", "https://git.example.org/$(id)"),
+            ("dotfiles", "https://git.example.org/\u{1b}[2J"),
             ("never-substitute", "a/b"),
             ("never-substitute", "\u{1b}[2J"),
         ] {
             let why = read(name, text).expect_err(text);
             assert!(why.starts_with(&format!("the setting `{name}` must be ")) && why.len() < 400, "{why}");
-            assert!(!why.contains('\u{1b}'), "{why}");
+            assert!(!why.contains('\u{1b}') && !why.contains("secret@git"), "{why}");
         }
         let many = "a ".repeat(MAX_WORDS + 1);
         assert!(read("never-substitute", &many).is_err() && read("never-substitute", &many[2..]).is_ok());
         assert!(read("never-substitute", &"a".repeat(MAX_WORD + 1)).is_err());
+        assert!(read("dotfiles", &format!("https://example.org/{}", "a".repeat(MAX_SOURCE))).is_err());
     }
 }
