@@ -262,6 +262,7 @@ async fn open(
         network: config.network.builds,
         certificates: backend::network_certificates(&config),
         beside: repositories(&config),
+        repositories: config.mirrors.repositories.iter().map(|of| format!("{}.git", of.name())).collect(),
         store: store.clone(),
         roster: roster.clone(),
         ledger: ledger.clone(),

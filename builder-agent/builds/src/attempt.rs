@@ -12,9 +12,7 @@ use std::time::{Duration, Instant};
 
 use egress::Event;
 use nix_derivation::StorePath;
-use sandbox::{
-    BuilderStatus, CERTIFICATES, Host, Inputs, Job, Limits, Moment, OutputSink, Phases, Run, Usage,
-};
+use sandbox::{BuilderStatus, Host, Inputs, Job, Limits, Moment, OutputSink, Phases, Run, Usage};
 use store::{ClosureInfo, Ingest, Ingested, View};
 
 use super::checks;
@@ -174,14 +172,7 @@ fn has_network(recipe: &Recipe, context: &AttemptContext<'_>) -> bool {
 
 /// For a builder with a network, if the box has any. Nix shows them in the same place.
 fn certificates(recipe: &Recipe, context: &AttemptContext<'_>) -> Vec<(String, Vec<u8>)> {
-    let file = context.certificates.filter(|_| recipe.is_fixed());
-    let bundle = file.and_then(|file| {
-        let cannot = |error: &io::Error| {
-            tracing::warn!(%error, path = %file.display(), "a builder has no certificates");
-        };
-        std::fs::read(file).inspect_err(cannot).ok()
-    });
-    bundle.map(|bundle| (CERTIFICATES.to_owned(), bundle)).into_iter().collect()
+    sandbox::certificates(context.certificates.filter(|_| recipe.is_fixed()), "a builder's")
 }
 
 fn exit_failure(

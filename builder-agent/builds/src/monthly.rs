@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use ledger::{Amounts, Ledger, Principal, Resource, Unit};
+use ledger::{Amounts, Ledger, Month, Principal, Resource, Unit};
 use members::{Group, Member, Roster, SetBy};
 use nix_derivation::StorePath;
 use settings::Config;
@@ -72,6 +72,41 @@ pub fn hours(used: &Amounts) -> f64 {
     used.get(Resource::CpuSeconds) as f64 / HOUR as f64
 }
 
+/// A limit that is used up.
+pub struct UsedUp {
+    limit: Monthly,
+    used: Amounts,
+    pub month: Month,
+}
+
+impl UsedUp {
+    /// The first of the limits of this member that is used up this month. `member` is from `roster`, the current one.
+    #[must_use]
+    pub fn of(ledger: &Ledger, config: &Config, roster: &Roster, member: &Member) -> Option<Self> {
+        let limits = Monthly::of(config, member).into_iter();
+        let mut limits = limits.map(|limit| (limit.used(ledger, roster, member), limit));
+        let (used, limit) = limits.find(|(used, limit)| limit.is_used_up(used))?;
+        Some(Self { limit, used, month: ledger.this_month() })
+    }
+
+    /// For the member: who has used how much of what, and when it ends.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let who = match &self.limit.group {
+            None => "you have".to_owned(),
+            Some(group) => format!("the members of the group '{}' have together", group.name),
+        };
+        format!(
+            "{who} used {:.1} of {} CPU hours in {}, which is the limit ({}); it ends on {} (UTC)",
+            hours(&self.used),
+            self.limit.hours,
+            self.month,
+            self.limit.set_by,
+            self.month.next().first(),
+        )
+    }
+}
+
 /// The reason why this member starts no builds this month, if there is one. `member` is from `roster`, the current one.
 pub(crate) fn refusal(
     ledger: &Ledger,
@@ -81,12 +116,10 @@ pub(crate) fn refusal(
     drv: &StorePath,
 ) -> Option<Failure> {
     let payer = member.payer();
-    let limits = Monthly::of(config, payer).into_iter();
-    let mut limits = limits.map(|limit| (limit.used(ledger, roster, payer), limit));
-    let (used, limit) = limits.find(|(used, limit)| limit.is_used_up(used))?;
-    let month = ledger.this_month();
+    let over = UsedUp::of(ledger, config, roster, payer)?;
     if member.ticket.is_some() {
         // The holder of a ticket learns nothing about what its maker uses.
+        let month = over.month;
         let message = format!(
             "'{}' is not built: {}, who made this ticket, has used up the CPU hours of {month}; builds are possible again \
              from {} (UTC) on. Running builds go on, and results that exist can be copied",
@@ -96,20 +129,12 @@ pub(crate) fn refusal(
         );
         return Some(Failure::transient(message).because(Cause::Limit(Limit::Month)));
     }
-    let who = match &limit.group {
-        None => "you have".to_owned(),
-        Some(group) => format!("the members of the group '{}' have together", group.name),
-    };
     let message = format!(
-        "'{}' is not built: {who} used {:.1} of {} CPU hours in {month}, which is the limit ({}); it ends on {} \
-         (UTC). Until then running builds go on, and results that exist, copies and downloads still work. Build \
-         elsewhere meanwhile, or {}; `ssh box usage` shows what was used",
+        "'{}' is not built: {}. Until then running builds go on, and results that exist, copies and downloads still work. \
+         Build elsewhere meanwhile, or {}; `ssh box usage` shows what was used",
         drv.to_absolute_path(),
-        hours(&used),
-        limit.hours,
-        limit.set_by,
-        month.next().first(),
-        limit.set_by.ask(),
+        over.told(),
+        over.limit.set_by.ask(),
     );
     Some(Failure::transient(message).because(Cause::Limit(Limit::Month)))
 }

@@ -9,14 +9,14 @@ use nix_derivation::StorePath;
 use russh::Channel;
 use russh::client::Msg;
 use sandbox::home::HomeJob;
-use sandbox::{CERTIFICATES, Cancel, Image, Segment};
+use sandbox::{Cancel, Image, Segment};
 use store::View;
 
 use crate::inside::{self, Inside, Opened, Outside, Reply};
 use crate::keys::Keys;
 use crate::machines::{Control, Machine, Machines, Started};
 use crate::shown::Shown;
-use crate::{Beside, HomeError, Inner, NixDoor, Terms};
+use crate::{Beside, HomeError, Inner, NixDoor, Parts, Terms};
 use shares::threads::Workers;
 
 /// Where Nix's clients find their daemon.
@@ -25,6 +25,8 @@ const NIX_SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
 const ANONYMOUS: &str = "member";
 const MAX_USER: usize = 31;
 
+/// Below /etc of a home, whose `gitconfig` includes it.
+const SAFE_REPOSITORIES: &str = "gitconfig-repositories";
 /// A home that runs.
 pub struct Home {
     pub member: Arc<Member>,
@@ -61,7 +63,7 @@ pub(crate) async fn start(
         memory_mib: terms.memory_mib,
         root: image,
         network: parts.network,
-        etc: certificates(parts.certificates.as_deref()),
+        etc: etc(parts),
         ssh_host_key: keys.host_file().map_err(key)?,
         authorized_key: keys.authorized().map_err(key)?,
         processes: parts.settings.processes,
@@ -186,13 +188,13 @@ fn image(path: &std::path::Path) -> io::Result<Image> {
     Ok(Image { segments: vec![Segment { file: Arc::new(file), offset: 0, len }] })
 }
 
-fn certificates(path: Option<&std::path::Path>) -> Vec<(String, Vec<u8>)> {
-    let bundle = path.and_then(|path| {
-        let cannot =
-            |error: &io::Error| tracing::warn!(%error, path = %path.display(), "a home has no certificates of the box");
-        std::fs::read(path).inspect_err(cannot).ok()
-    });
-    bundle.map(|bundle| (CERTIFICATES.to_owned(), bundle)).into_iter().collect()
+/// For /etc of the home: the box's certificates, and the repositories that git may read although they are not the member's.
+fn etc(parts: &Parts) -> Vec<(String, Vec<u8>)> {
+    let mut etc = sandbox::certificates(parts.certificates.as_deref(), "a home's");
+    let safe = |name: &String| format!("\tdirectory = /{name}\n");
+    let repositories: String = parts.repositories.iter().map(safe).collect();
+    etc.push((SAFE_REPOSITORIES.to_owned(), format!("[safe]\n{repositories}").into_bytes()));
+    etc
 }
 
 /// The member's name, if it can be that of a UNIX user (useradd(8)) and is none that systems have.

@@ -62,6 +62,8 @@ pub struct Parts {
     pub roster: watch::Receiver<Arc<Roster>>,
     pub ledger: Ledger,
     pub threads: Threads,
+    /// The names of git repositories among them: root's, but git in homes reads them.
+    pub repositories: Vec<String>,
     /// How often the time of a home is charged.
     pub charge_every: Duration,
 }

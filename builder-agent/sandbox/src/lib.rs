@@ -9,6 +9,7 @@
 
 mod backend;
 mod cancel;
+mod certificates;
 mod child;
 mod cpu_meter;
 mod descriptors;
@@ -29,6 +30,7 @@ mod usage;
 
 pub use backend::{Backend, FarEnd, Image, Inputs, Machine, Segment, Started, Streams};
 pub use cancel::Cancel;
+pub use certificates::certificates;
 pub use child::child_main_if_requested;
 pub use cpu_meter::CpuMeter;
 pub use descriptors::Received;

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use builds::monthly::{Monthly, hours};
+use builds::monthly::UsedUp;
 use daemon::{Agent, Caller};
 use homes::{Home, NixDoor, Stream, Terms};
 use members::Member;
@@ -65,21 +65,12 @@ fn has_one(agent: &Agent, member: &Member) -> bool {
 /// As for builds: no home starts for somebody who has used up the processor time of the month.
 fn month_is_over(agent: &Agent, member: &Member) -> Result<(), String> {
     let roster = agent.roster.borrow().clone();
-    for limit in Monthly::of(&agent.config, member) {
-        let used = limit.used(&agent.ledger, &roster, member);
-        if limit.is_used_up(&used) && !has_one(agent, member) {
-            let month = agent.ledger.this_month();
-            return Err(format!(
-                "no home is started: {:.1} of {} CPU hours are used in {month}, which is the limit ({}); it ends on {} \
-                 (UTC). `ssh box usage` shows what was used",
-                hours(&used),
-                limit.hours,
-                limit.set_by,
-                month.next().first(),
-            ));
+    match UsedUp::of(&agent.ledger, &agent.config, &roster, member) {
+        Some(over) if !has_one(agent, member) => {
+            Err(format!("no home is started: {}. `ssh box usage` shows what was used", over.told()))
         }
     }
-    Ok(())
+        _ => Ok(()),
 }
 
 /// The worker protocol for the Nix in homes, as their member.

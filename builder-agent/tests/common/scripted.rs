@@ -258,6 +258,7 @@ impl Scripted {
             name: config.name.clone(),
             network: false,
             certificates: None,
+            repositories: vec!["nixpkgs.git".into()],
             beside: Arc::new(|| vec![("nixpkgs.git".into(), sandbox::Image::default())]),
             store: store.clone(),
             roster: roster.clone(),
