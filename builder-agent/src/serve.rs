@@ -268,6 +268,7 @@ async fn open(
         ledger: ledger.clone(),
         threads: threads.clone(),
         charge_every: homes::CHARGE_EVERY,
+        dotfiles_patience: homes::DOTFILES_PATIENCE,
     };
     let homes = Homes::new(parts);
     memory::compare(&config, homes.none_because().is_none(), &store);

@@ -71,6 +71,10 @@ async fn a_command_that_is_none_of_the_boxs_runs_in_the_home_as_with_any_ssh_ser
     // The box's clone of nixpkgs is there from the beginning.
     assert_eq!(beside.attached.lock().expect("attached").in_root, ["nixpkgs.git"]);
     assert!(beside.attached.lock().expect("attached").paths.is_empty());
+    // git in the home reads it, although it is root's, and no other that is root's.
+    let etc = beside.etc.lock().expect("what is in /etc");
+    let file = etc.iter().find(|(name, _)| name == "gitconfig-repositories").expect("what git may read");
+    assert_eq!(text(&file.1), "[safe]\n\tdirectory = /nixpkgs.git\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,6 +346,124 @@ async fn who_may_have_no_home_is_told_so_and_has_the_boxs_shell_on_a_terminal() 
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(255), "{told}");
     assert!(told.contains("the box has 1 homes open, which is the limit (the box's `homes.max`)"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_used_up_the_month_is_told_so_and_starts_no_home() {
+    let Some((served, beside)) = open("") else { return };
+    served.scripted.limit("alice", json!({ "max-cpu-hours-per-month": 1 }));
+    let alice = ledger::Principal::of(&common::scripted::member("alice").id);
+    served.scripted.agent.ledger.charge(&alice, [(ledger::Resource::CpuSeconds, 5_400_000)]);
+    let output = run(&served, "alice", &["true"], b"").await;
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(255), "{told}");
+    assert!(told.contains("no home is started: you have used 1.5 of 1 CPU hours in 20"), "{told}");
+    assert_eq!(beside.started.load(Ordering::SeqCst), 0);
+}
+
+/// A git repository with these files, of which those with `#!` are programs, at an address of this machine's.
+async fn repository(dir: &std::path::Path, files: &[(&str, &str)]) -> String {
+    let folder = dir.join("repositories/dotfiles");
+    for (name, text) in files {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(&path, text).expect("written");
+        let mode = if text.starts_with("#!") { 0o755 } else { 0o644 };
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("a mode");
+    }
+    let git = "git init -q && git add -A && git -c user.name=x -c user.email=x@localhost commit -qm x";
+    let made = Command::new("sh").args(["-c", git]).current_dir(&folder).status().await;
+    assert!(made.expect("git").success());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let base = format!("--base-path={}", dir.join("repositories").display());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let stream = stream.into_std().expect("a socket");
+            stream.set_nonblocking(false).expect("a socket");
+            let stream = std::os::fd::OwnedFd::from(stream);
+            let mut daemon = Command::new("git");
+            daemon.args(["daemon", "--inetd", "--export-all", &base]);
+            daemon.stdin(stream.try_clone().expect("a copy")).stdout(stream).stderr(Stdio::null());
+            daemon.spawn().expect("git daemon").wait().await.expect("its end");
+        }
+    });
+    format!("git://127.0.0.1:{port}/dotfiles")
+}
+
+fn set_dotfiles(served: &Served, address: &str) {
+    served.scripted.edit_roster(|roster| {
+        roster["members"][0]["settings"] = json!({ "dotfiles": address });
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dotfiles_of_a_git_repository_are_there_in_the_first_session_and_fetched_once() {
+    let Some((served, beside)) = open("") else { return };
+    let files = [
+        (".bash_profile", "echo from dotfiles"),
+        (".config/x", "x"),
+        (".ssh/authorized_keys", "ssh-ed25519 AAAA"),
+        ("README", "x"),
+    ];
+    let address = repository(served.dir(), &files).await;
+    set_dotfiles(&served, &address);
+    let output = run(&served, "alice", &["-tt"], b"ls -A; exit\n").await;
+    let told = text(&output.stdout) + &text(&output.stderr);
+    assert!(told.contains(&format!("fetching your dotfiles from {address} ...")), "{told}");
+    assert!(told.contains("from dotfiles") && !told.contains("warning: your"), "{told}");
+    // Who comes later changes nothing, and is told nothing.
+    let command = "echo changed > .config/x; ls -A | grep -v history; cat .dotfiles/.config/x";
+    let output = run(&served, "alice", &[command], b"").await;
+    assert_eq!(
+        text(&output.stdout),
+        ".bash_profile\n.config\n.dotfiles\nchanged\n",
+        "{}",
+        text(&output.stderr)
+    );
+    assert!(!text(&output.stderr).contains("dotfiles"), "{}", text(&output.stderr));
+    // Another member's home has none.
+    let output = run(&served, "bob", &["ls -A"], b"").await;
+    assert_eq!(text(&output.stdout), "", "{}", text(&output.stderr));
+    assert_eq!(beside.started.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_of_the_dotfiles_is_run_instead_as_the_member() {
+    let Some((served, _beside)) = open("") else { return };
+    let script = "#!/bin/sh\nid -un > ~/who; pwd >> ~/who; echo noise\n";
+    let address = repository(served.dir(), &[("install.sh", script), (".bashrc", "x")]).await;
+    set_dotfiles(&served, &address);
+    let output = run(&served, "alice", &["cat who; ls -A"], b"").await;
+    let expected = "alice\n/home/alice/.dotfiles\n.dotfiles\nwho\n";
+    assert_eq!(text(&output.stdout), expected, "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dotfiles_that_do_not_come_keep_nobody_out_and_the_reason_is_told() {
+    let Some((served, _beside)) = open("") else { return };
+    // There is no such repository.
+    let address = repository(served.dir(), &[("x", "x")]).await + "/none";
+    set_dotfiles(&served, &address);
+    let output = run(&served, "alice", &["echo in"], b"").await;
+    assert_eq!(text(&output.stdout), "in\n");
+    let told = text(&output.stderr);
+    assert!(
+        told.contains(&format!("warning: your dotfiles from {address}: ")) && told.contains("fatal"),
+        "{told}"
+    );
+    assert_eq!(served.output("alice", &["home", "end"]).await, "your home is thrown away\n");
+    // A server that says nothing; sessions wait for 4 seconds together (`common::scripted`).
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    set_dotfiles(&served, &format!("git://127.0.0.1:{port}/x"));
+    let began = Instant::now();
+    for expected in ["they are not there yet, and still being fetched", ""] {
+        let output = run(&served, "alice", &["echo in"], b"").await;
+        assert_eq!(text(&output.stdout), "in\n");
+        assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
+    }
+    assert!((3..20).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use sandbox::home::HomeJob;
 use sandbox::{Cancel, Image, Segment};
 use store::View;
 
+use crate::dotfiles::Dotfiles;
 use crate::inside::{self, Inside, Opened, Outside, Reply};
 use crate::keys::Keys;
 use crate::machines::{Control, Machine, Machines, Started};
@@ -24,9 +25,9 @@ const NIX_SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
 /// The name of members whose own cannot be the name of a UNIX user.
 const ANONYMOUS: &str = "member";
 const MAX_USER: usize = 31;
-
 /// Below /etc of a home, whose `gitconfig` includes it.
 const SAFE_REPOSITORIES: &str = "gitconfig-repositories";
+
 /// A home that runs.
 pub struct Home {
     pub member: Arc<Member>,
@@ -37,6 +38,7 @@ pub struct Home {
     threads: shares::threads::Threads,
     /// What it shows of its member's view. One request at a time.
     shown: Arc<tokio::sync::Mutex<Shown>>,
+    pub(crate) dotfiles: Option<Arc<Dotfiles>>,
     /// The connection whose sshd listens for Nix.
     nix: Mutex<Option<Inside>>,
 }
@@ -82,6 +84,7 @@ pub(crate) async fn start(
         workers: parts.threads.of(&member.payer().id),
         threads: parts.threads.clone(),
         shown: Arc::new(tokio::sync::Mutex::new(Shown::new(views))),
+        dotfiles: terms.dotfiles.as_deref().map(|source| Dotfiles::new(source, parts.dotfiles_patience)),
         nix: Mutex::default(),
     };
     Ok((Arc::new(home), machine))

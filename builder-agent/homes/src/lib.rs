@@ -7,6 +7,7 @@
 //! `docs/design/home.md` has the whole story. Not here: how the machine is made (`sandbox`), who may come in and what their
 //! client asked for (`ssh`), and the answers to Nix (`daemon`).
 
+mod dotfiles;
 mod home;
 pub mod inside;
 mod keys;
@@ -24,6 +25,7 @@ use shares::threads::Threads;
 use store::Store;
 use tokio::sync::{Notify, watch};
 
+pub use dotfiles::Dotfiles;
 pub use home::Home;
 pub use inside::{Inside, Opened, Outside, Reply, Stream};
 use life::{Place, State};
@@ -36,6 +38,8 @@ pub struct Terms {
     pub memory_mib: u32,
     /// From the end of the last session to the end of the home.
     pub ttl: Duration,
+    /// Where a new home fetches the member's dotfiles from.
+    pub dotfiles: Option<String>,
     /// Who is charged for it.
     pub principal: Principal,
 }
@@ -58,14 +62,16 @@ pub struct Parts {
     pub certificates: Option<std::path::PathBuf>,
     /// What homes show beside their store, as it is when one is opened.
     pub beside: Beside,
+    /// The names of git repositories among them: root's, but git in homes reads them.
+    pub repositories: Vec<String>,
     pub store: Store,
     pub roster: watch::Receiver<Arc<Roster>>,
     pub ledger: Ledger,
     pub threads: Threads,
-    /// The names of git repositories among them: root's, but git in homes reads them.
-    pub repositories: Vec<String>,
     /// How often the time of a home is charged.
     pub charge_every: Duration,
+    /// How long sessions wait for dotfiles.
+    pub dotfiles_patience: Duration,
 }
 
 /// For a machine to end.
@@ -73,6 +79,9 @@ const GOING: Duration = Duration::from_secs(30);
 
 /// For [`Parts::charge_every`].
 pub const CHARGE_EVERY: Duration = Duration::from_secs(60);
+
+/// For [`Parts::dotfiles_patience`]. A person waits no longer for a shell.
+pub const DOTFILES_PATIENCE: Duration = Duration::from_secs(45);
 
 /// All homes of the box. Clones share them.
 #[derive(Clone)]
@@ -298,6 +307,12 @@ impl Visit {
             Some(home) => home.connect(outside).await,
             None => Err(HomeError::Closing),
         }
+    }
+
+    /// The member's dotfiles, if there are any and the home has not fetched them yet.
+    #[must_use]
+    pub fn dotfiles(&self) -> Option<&Arc<Dotfiles>> {
+        self.home.as_ref().and_then(|home| home.dotfiles.as_ref()).filter(|dotfiles| !dotfiles.are_settled())
     }
 
     /// Resolves when the home ends, with the reason.

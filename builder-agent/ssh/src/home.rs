@@ -54,6 +54,7 @@ fn terms(agent: &Agent, caller: &Caller) -> Result<Terms, String> {
         vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
         memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
         ttl: Duration::from_secs(ttl),
+        dotfiles: effective.dotfiles,
         principal: caller.options.principal(member),
     })
 }
@@ -69,8 +70,8 @@ fn month_is_over(agent: &Agent, member: &Member) -> Result<(), String> {
         Some(over) if !has_one(agent, member) => {
             Err(format!("no home is started: {}. `ssh box usage` shows what was used", over.told()))
         }
-    }
         _ => Ok(()),
+    }
 }
 
 /// The worker protocol for the Nix in homes, as their member.

@@ -266,6 +266,7 @@ impl Scripted {
             threads: threads.clone(),
             // So that many charges lie between the last session and the end of a home.
             charge_every: Duration::from_millis(300),
+            dotfiles_patience: Duration::from_secs(4),
         });
         let agent = Arc::new(Agent {
             homes,

@@ -65,6 +65,12 @@ pub(crate) struct Link {
     pub allowed: Arc<Allowed>,
 }
 
+impl AsRef<Inside> for Link {
+    fn as_ref(&self) -> &Inside {
+        &self.inside
+    }
+}
+
 /// What the home may open towards the client.
 #[derive(Default)]
 pub(crate) struct Allowed(Mutex<Lists>);

@@ -106,6 +106,18 @@ pub(crate) async fn run(wanted: Wanted, agent: &Arc<Agent>, caller: &Caller, war
         if on_terminal && what == What::Shell {
             say(&greeting(&agent.config.name, &link)).await;
         }
+        if asked.agent {
+            link.allowed.agent();
+        }
+        if let Some(dotfiles) = link.visit.dotfiles() {
+            if on_terminal {
+                say(&format!("fetching your dotfiles from {} ...\n", dotfiles.source())).await;
+            }
+            // They keep nobody out.
+            if let Err(why) = dotfiles.bring(link.clone(), asked.agent).await {
+                say(&format!("warning: your dotfiles from {}: {why}\n", dotfiles.source())).await;
+            }
+        }
         let inner = begin(&link, &asked, &what).await?;
         let ended = carry(reads, &writes, inner, &lodging.inlet(agent, caller)).await?;
         let ended = match ended {
@@ -143,7 +155,6 @@ async fn begin(link: &Link, asked: &Asked, what: &What) -> Result<Channel<HomeMs
     let mut inner =
         link.inside.answers(opening).await.map_err(|why| format!("your home opens no session: {why}"))?;
     if asked.agent {
-        link.allowed.agent();
         inner.agent_forward(false).await.map_err(failed)?;
     }
     for (name, value) in &asked.variables {
