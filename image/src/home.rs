@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub const FILE_NAME: &str = "home.erofs";
 
 /// Packages of a home, besides those that Debian calls essential. Their dependencies add about 150.
-pub const PACKAGES: [&str; 44] = [
+pub const PACKAGES: [&str; 45] = [
     // Shells. fish needs python3, which is the reason that a home has it.
     "bash",
     "bash-completion",
@@ -39,9 +39,10 @@ pub const PACKAGES: [&str; 44] = [
     "vim",
     "nano",
     "less",
-    // Manual pages, which are unpacked here and not on the box.
+    // Manual pages, which are unpacked here and not on the box; those of system calls and the C library are 2 MB.
     "man-db",
     "manpages",
+    "manpages-dev",
     // The work itself. Debian's Nix is stock Nix; its store is the member's view.
     "nix-bin",
     "git",
