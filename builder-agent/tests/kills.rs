@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::becomes_true;
-use common::homes::{Beside, impossible, processes_in};
+use common::homes::{Beside, impossible, processes_in, target};
 use common::scripted::Scripted;
 use common::served::Served;
 use common::world::{World, gone};
@@ -72,7 +72,7 @@ fn ends(child: &mut Child, longest: Duration) -> bool {
 
 #[test]
 fn a_vmm_or_its_agent_that_is_killed_at_any_instant_leaves_no_process_and_no_file() {
-    let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
+    let guest = target().join("guest");
     if let Some(missing) =
         [Path::new("/dev/kvm"), &guest.join("vmlinux")].into_iter().find(|path| !path.exists())
     {

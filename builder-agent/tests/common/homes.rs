@@ -17,10 +17,15 @@ use egress::Event;
 use sandbox::home::{HomeEnd, HomeJob, RequestError, SmallFile};
 use sandbox::{Cancel, Image, SandboxError, Usage};
 
+/// Cargo's target folder.
+pub fn target() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_builder-agent"));
+    program.ancestors().nth(2).expect("the folder of a profile, in it").to_owned()
+}
+
 /// sshd and what starts it: of `tests/scripts/sshd`, or of this machine. `None`: there is none.
 fn sshd() -> Option<Command> {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    let unpacked = std::env::var_os("CARGO_TARGET_DIR").map_or(project, PathBuf::from).join("cache/sshd");
+    let unpacked = target().join("cache/sshd");
     if unpacked.join("sshd").exists() {
         let mut sshd = Command::new(unpacked.join("lib/ld.so"));
         sshd.arg("--library-path").arg(unpacked.join("lib")).arg(unpacked.join("sshd"));
