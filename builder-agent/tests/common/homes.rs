@@ -48,6 +48,9 @@ pub struct Attached {
     pub images: Vec<u64>,
 }
 
+/// Names with contents.
+pub type Files = Vec<(String, Vec<u8>)>;
+
 #[derive(Clone, Default)]
 pub struct Beside {
     /// Homes that were started.
@@ -57,7 +60,7 @@ pub struct Beside {
     /// What all of them were asked to show.
     pub attached: Arc<Mutex<Attached>>,
     /// Below /etc of the last one, as it was asked for.
-    pub etc: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    pub etc: Arc<Mutex<Files>>,
     /// The mount namespace of the last one, and the process that holds it.
     pub last: Arc<Mutex<Option<(PathBuf, u32)>>>,
     /// If set, homes are not started, for this reason.
@@ -144,11 +147,17 @@ impl Place {
             .spawn()
             .expect("unshare");
         while !dir.path().join("ready").exists() {
-            holder.try_wait().expect("our child").map_or(Some(()), |_| None)?;
+            if holder.try_wait().expect("our child").is_some() {
+                holder.wait().expect("its end");
+                return None;
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
         let (attached, running) = (beside.attached.clone(), beside.running.clone());
-        let namespace = namespace_of(holder.id() as i32)?;
+        let Some(namespace) = namespace_of(holder.id() as i32) else {
+            holder.wait().expect("its end");
+            return None;
+        };
         Some(Self {
             dir,
             holder: Mutex::new(holder),
