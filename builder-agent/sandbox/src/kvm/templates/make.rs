@@ -1,6 +1,6 @@
 //! Makes a template: boots a VM, writes it down, and runs one copy of it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -12,8 +12,9 @@ use rustix::event::PollFlags;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, fcntl_add_seals, memfd_create};
 
 use super::{Key, Template, written};
-use crate::backend::Image;
+use crate::backend::{FarEnd, Image};
 use crate::cancel::Cancel;
+use crate::cpu_meter::CpuMeter;
 use crate::error::SandboxError;
 use crate::job::{Host, OutputSink};
 use crate::kvm::{Launcher, Running, StartedVm, Work, cannot, handover};
@@ -29,6 +30,8 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 /// so long, or after [`SETTLE_MOST`].
 const SETTLE: Duration = Duration::from_millis(250);
 const SETTLE_MOST: Duration = Duration::from_secs(10);
+/// So little processor time within [`SETTLE`] is nothing.
+const IDLE: Duration = Duration::from_millis(10);
 
 /// Parts of a template's memory begin and end at multiples of this. Smaller ones would be more mappings in each copy, larger ones
 /// more memory that the template holds for nothing.
@@ -41,7 +44,7 @@ pub fn template(launcher: &Launcher, key: &Key, cancel: &Cancel) -> Result<Templ
     let StartedVm { running, mut streams, .. } =
         launcher.start(&key.shape, &empty, "template", Work::Template(&memory), cancel)?;
     hello(&running, &mut streams.guest, cancel)?;
-    settle(running.vmm.pid(), cancel)?;
+    settle(&running, cancel)?;
     let snapshot = written_down(&running.vmm.control)
         .and_then(|json| file_of("snapshot", &json))
         .map_err(cannot("write a template down"))?;
@@ -142,30 +145,23 @@ fn wait_for_hello(stream: &mut UnixStream, cancel: &Cancel) -> Result<(), Sandbo
     }
 }
 
-/// Waits until the process does nothing.
-fn settle(pid: u32, cancel: &Cancel) -> Result<(), SandboxError> {
+/// Waits until the VM does nothing.
+fn settle(running: &Running, cancel: &Cancel) -> Result<(), SandboxError> {
+    let meter = running.cpu_meter();
+    let used = || meter.as_ref().and_then(CpuMeter::used);
     let deadline = Instant::now() + SETTLE_MOST;
-    let mut before = ticks(pid);
+    let mut before = used();
     loop {
         if cancel.wait(SETTLE) {
             return Err(SandboxError::Cancelled);
         }
-        let now = ticks(pid);
-        if now.zip(before).is_some_and(|(now, before)| now <= before + 1) || Instant::now() > deadline {
+        let now = used();
+        let is_idle = now.zip(before).is_some_and(|(now, before)| now.saturating_sub(before) <= IDLE);
+        if is_idle || Instant::now() > deadline {
             return Ok(());
         }
         before = now;
     }
-}
-
-/// Processor time of all its threads, in units of 10 ms. proc_pid_stat(5): fields 14 and 15.
-fn ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, which is the second field, can have spaces in it.
-    let (_, after) = stat.rsplit_once(')')?;
-    let fields: Vec<_> = after.split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-    Some(field(14)? + field(15)?)
 }
 
 /// Has the VMM write its VM down, after which it ends.
@@ -252,17 +248,5 @@ mod tests {
         };
         assert_eq!(read(&file), "{}");
         assert!(file.write_all_at(b"x", 0).is_err());
-    }
-
-    #[test]
-    fn the_processor_time_of_a_process_grows_while_it_computes() {
-        let before = ticks(std::process::id()).unwrap();
-        let begin = Instant::now();
-        let mut x = 1u64;
-        while begin.elapsed() < Duration::from_millis(200) {
-            x = std::hint::black_box(x.wrapping_mul(3));
-        }
-        assert!(ticks(std::process::id()).unwrap() > before);
-        assert_eq!(ticks(u32::MAX), None);
     }
 }
