@@ -15,5 +15,6 @@ pub mod reload;
 mod secret_file;
 pub mod serve;
 pub mod signing;
+pub mod stay;
 mod store_meter;
 pub mod takeover;

@@ -34,7 +34,7 @@ use shares::pace::Paces;
 use crate::control::{Answer, Request};
 use crate::logging::Log;
 use crate::takeover::{Earlier, Leaving};
-use crate::{control, departed, host_key, memory, signing, store_meter};
+use crate::{control, departed, host_key, memory, signing, stay, store_meter};
 
 use shares::threads::Threads;
 use substitute::Substituters;
@@ -260,6 +260,7 @@ async fn open(
         settings: config.homes.clone(),
         name: config.name.clone(),
         network: config.network.builds,
+        may_stay: stay::until_the_month_is_used_up(&config, &ledger, &roster),
         certificates: backend::network_certificates(&config),
         beside: repositories(&config),
         repositories: config.mirrors.repositories.iter().map(|of| format!("{}.git", of.name())).collect(),

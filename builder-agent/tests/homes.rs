@@ -262,6 +262,35 @@ async fn a_home_that_is_thrown_away_makes_room_for_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn processor_time_is_charged_while_a_home_runs_and_the_home_ends_when_the_month_is_used_up() {
+    let Some((served, beside)) = open("limits.max-cpu-hours-per-month = 1") else { return };
+    let mut child =
+        client(&served, "alice", &["echo in; sleep 600"]).stdin(Stdio::null()).spawn().expect("ssh");
+    let mut first = [0; 3];
+    child.stdout.as_mut().expect("piped").read_exact(&mut first).await.expect("a line");
+    beside.cpu.store(1_800_500, Ordering::SeqCst);
+    let mut used = served.used("alice").await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while used["cpu_seconds"].as_f64() != Some(1800.5) {
+        assert!(Instant::now() < deadline, "{used}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        used = served.used("alice").await;
+    }
+    // The same time is charged once.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(served.used("alice").await["cpu_seconds"].as_f64(), Some(1800.5));
+    assert_eq!(beside.running.load(Ordering::SeqCst), 1);
+    // A session is in it until then. (Its sshd, which runs on this machine, is none of the machine that ends.)
+    beside.cpu.store(3_600_000, Ordering::SeqCst);
+    assert!(becomes_true(|| beside.running.load(Ordering::SeqCst) == 0), "it stays");
+    child.kill().await.expect("it runs");
+    // With the two seconds of its end.
+    assert_eq!(served.used("alice").await["cpu_seconds"].as_f64(), Some(3602.0));
+    let output = run(&served, "alice", &["true"], b"").await;
+    assert!(text(&output.stderr).contains("no home is started"), "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_leaves_the_roster_loses_the_home_and_its_sessions() {
     let Some((served, beside)) = open("") else { return };
     let mut child =

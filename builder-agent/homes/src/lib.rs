@@ -29,7 +29,7 @@ pub use dotfiles::Dotfiles;
 pub use home::Home;
 pub use inside::{Inside, Opened, Outside, Reply, Stream};
 use life::{Place, State};
-pub use machines::{Control, Machine, Machines, Micro, Started};
+pub use machines::{Control, CpuMeter, Machine, Machines, Micro, Started};
 
 /// What a home is made with, decided by the limits and settings of its member when it starts.
 #[derive(Debug, Clone)]
@@ -50,6 +50,9 @@ pub type NixDoor = Arc<dyn Fn(Arc<Home>, Stream) + Send + Sync>;
 /// Folders for the root directory of a home, each with its name. It may take a while.
 pub type Beside = Arc<dyn Fn() -> Vec<(String, sandbox::Image)> + Send + Sync>;
 
+/// Why the home of this member has to end although it is used, if it has to: asked after each charge. It must not block.
+pub type MayStay = Arc<dyn Fn(&Member) -> Result<(), String> + Send + Sync>;
+
 /// What homes need of the box.
 pub struct Parts {
     /// `None`: the box has no homes, for this reason.
@@ -58,6 +61,7 @@ pub struct Parts {
     /// Shown to members as the name of the machine.
     pub name: String,
     pub network: bool,
+    pub may_stay: MayStay,
     /// The box's certificates, which homes have too.
     pub certificates: Option<std::path::PathBuf>,
     /// What homes show beside their store, as it is when one is opened.

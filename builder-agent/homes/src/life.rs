@@ -4,6 +4,7 @@
 //! and when somebody asks for it. A home that ends leaves the list first, so that whoever comes then gets a new one.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use egress::Event;
 use ledger::{Resource, Unit};
@@ -14,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::home::{self, Home};
-use crate::machines::Machines;
+use crate::machines::{CpuMeter, Machines};
 use crate::{Alive, Inner, Listed, NixDoor, Terms};
 
 #[derive(Clone)]
@@ -134,6 +135,7 @@ pub(crate) async fn live(alive: Alive, machines: Arc<dyn Machines>, nix: NixDoor
             return leave(homes, &place, State::Failed(error.into()));
         }
     };
+    let mut cpu = Cpu { meter: machine.cpu_meter(), charged: Duration::ZERO };
     let (follower, cancel) = (member.clone(), place.cancel.clone());
     let running =
         homes.parts.threads.alone("home", move || machine.run(&mut |event| tell(&event, &follower), &cancel));
@@ -167,18 +169,44 @@ pub(crate) async fn live(alive: Alive, machines: Arc<dyn Machines>, nix: NixDoor
                 why = Some(reason);
                 place.cancel.cancel();
             }
-            _ = charge.tick() => place.charge_time(homes),
+            _ = charge.tick() => {
+                place.charge_time(homes);
+                cpu.charge_until_now(homes, &place);
+                if let Err(why) = (homes.parts.may_stay)(&place.member) {
+                    place.end(&why);
+                }
+            }
         }
     };
     let why = why.unwrap_or_else(|| said(&end));
     place.charge_time(homes);
-    let spent =
-        [(Resource::CpuSeconds, usage.cpu.as_millis() as u64), (Resource::NetworkBytes, usage.network)];
-    homes.parts.ledger.charge(&place.terms.principal, spent);
+    cpu.charge(usage.cpu, homes, &place);
+    homes.parts.ledger.charge(&place.terms.principal, [(Resource::NetworkBytes, usage.network)]);
     let (cpu_seconds, peak_memory) = (usage.cpu.as_secs_f64(), usage.peak_memory);
     let seconds = place.began.elapsed().as_secs_f64();
     tracing::info!(%member, %why, seconds, cpu_seconds, peak_memory, "a home has ended");
     leave(homes, &place, ended(is_open, &why));
+}
+
+/// The processor time of one machine.
+struct Cpu {
+    meter: Option<CpuMeter>,
+    charged: Duration,
+}
+
+impl Cpu {
+    fn charge_until_now(&mut self, homes: &Inner, place: &Place) {
+        if let Some(used) = self.meter.as_ref().and_then(|meter| meter()) {
+            self.charge(used, homes, place);
+        }
+    }
+
+    /// Charges what it has used since the last charge, in whole milliseconds. `used`: from its start.
+    fn charge(&mut self, used: Duration, homes: &Inner, place: &Place) {
+        let millis = used.saturating_sub(self.charged).as_millis() as u64;
+        self.charged += Duration::from_millis(millis);
+        homes.parts.ledger.charge(&place.terms.principal, [(Resource::CpuSeconds, millis)]);
+    }
 }
 
 fn ended(was_open: bool, why: &Arc<str>) -> State {

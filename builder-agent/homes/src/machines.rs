@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use egress::Event;
 use sandbox::home::{self, Connection, HomeEnd, HomeHost, HomeJob, RequestError, SmallFile};
@@ -35,8 +36,16 @@ pub trait Control: Send + Sync {
     fn show_in_root(&self, image: &Image, name: &str) -> Result<(), RequestError>;
 }
 
+/// Reads the processor time that a machine has used until now; `None` when it is gone.
+pub type CpuMeter = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
+
 /// Owns a machine.
 pub trait Machine: Send {
+    /// To charge for what it uses while it runs. Without, all of it is charged at its end.
+    fn cpu_meter(&self) -> Option<CpuMeter> {
+        None
+    }
+
     /// Blocks until the machine is over: by itself, or because of `cancel`. Nothing of it is left then.
     fn run(self: Box<Self>, tell: &mut (dyn FnMut(Event) + Send), cancel: &Cancel) -> (HomeEnd, Usage);
 }
@@ -80,6 +89,11 @@ impl HomeHost for Teller<'_> {
 }
 
 impl Machine for home::Keeper {
+    fn cpu_meter(&self) -> Option<CpuMeter> {
+        let meter = home::Keeper::cpu_meter(self)?;
+        Some(Box::new(move || meter.used()))
+    }
+
     fn run(self: Box<Self>, tell: &mut (dyn FnMut(Event) + Send), cancel: &Cancel) -> (HomeEnd, Usage) {
         home::Keeper::run(*self, &mut Teller(tell), cancel)
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ::homes::{Control, Machine, Machines, Started};
+use ::homes::{Control, CpuMeter, Machine, Machines, Started};
 use egress::Event;
 use sandbox::home::{HomeEnd, HomeJob, RequestError, SmallFile};
 use sandbox::{Cancel, Image, SandboxError, Usage};
@@ -63,6 +63,8 @@ pub struct Beside {
     pub etc: Arc<Mutex<Files>>,
     /// The mount namespace of the last one, and the process that holds it.
     pub last: Arc<Mutex<Option<(PathBuf, u32)>>>,
+    /// The processor time of each home until now, in milliseconds.
+    pub cpu: Arc<AtomicUsize>,
     /// If set, homes are not started, for this reason.
     pub broken: Arc<Mutex<Option<String>>>,
 }
@@ -84,6 +86,7 @@ struct Place {
     streams: Mutex<Vec<UnixStream>>,
     attached: Arc<Mutex<Attached>>,
     running: Arc<AtomicUsize>,
+    cpu: Arc<AtomicUsize>,
 }
 
 impl Machines for Beside {
@@ -165,6 +168,7 @@ impl Place {
             streams: Mutex::default(),
             attached,
             running,
+            cpu: beside.cpu.clone(),
         })
     }
 
@@ -223,6 +227,11 @@ impl Control for Place {
 struct Idle(Arc<Place>);
 
 impl Machine for Idle {
+    fn cpu_meter(&self) -> Option<CpuMeter> {
+        let cpu = self.0.cpu.clone();
+        Some(Box::new(move || Some(Duration::from_millis(cpu.load(Ordering::SeqCst) as u64))))
+    }
+
     fn run(self: Box<Self>, _tell: &mut (dyn FnMut(Event) + Send), cancel: &Cancel) -> (HomeEnd, Usage) {
         let has_died = || {
             let mut holder = self.0.holder.lock().expect("a holder");
@@ -246,7 +255,8 @@ impl Machine for Idle {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         self.0.running.fetch_sub(1, Ordering::SeqCst);
-        (end, Usage { cpu: Duration::from_secs(2), ..Usage::default() })
+        let cpu = Duration::from_secs(2) + Duration::from_millis(self.0.cpu.load(Ordering::SeqCst) as u64);
+        (end, Usage { cpu, ..Usage::default() })
     }
 }
 

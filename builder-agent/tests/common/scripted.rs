@@ -257,6 +257,7 @@ impl Scripted {
             settings: config.homes.clone(),
             name: config.name.clone(),
             network: false,
+            may_stay: builder_agent::stay::until_the_month_is_used_up(&config, &ledger, &roster),
             certificates: None,
             repositories: vec!["nixpkgs.git".into()],
             beside: Arc::new(|| vec![("nixpkgs.git".into(), sandbox::Image::default())]),
