@@ -330,7 +330,8 @@ fn nix_is_stock_nix_with_the_daemon_as_its_store() {
         nix config show store; nix config show substituters; nix config show trusted-public-keys
         command nix config show 2>&1 | head -n 1
         nix-instantiate --store dummy:// --eval -E '6 * 7'
-        git config --system safe.directory"#,
+        printf '[safe]\n\tdirectory = /nixpkgs.git\n' > /etc/gitconfig-repositories
+        git config --system --includes safe.directory"#,
     ) else {
         return;
     };

@@ -11,7 +11,7 @@ use std::time::Duration;
 use egress::Event;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Inputs, Machine};
+use crate::backend::{Image, Inputs, Machine};
 use crate::error::SandboxError;
 use crate::usage::Usage;
 
@@ -42,6 +42,32 @@ pub struct Job {
 }
 
 impl Job {
+    /// A shell, with nothing around it.
+    pub(crate) fn shell(script: &str, patience: Duration) -> Job {
+        Job {
+            id: "probe".to_owned(),
+            system: format!("{}-linux", std::env::consts::ARCH),
+            builder: b"/bin/sh".to_vec(),
+            args: vec![b"-c".to_vec(), script.as_bytes().to_vec()],
+            env: BTreeMap::new(),
+            files: Vec::new(),
+            etc: Vec::new(),
+            outputs: BTreeMap::new(),
+            inputs: Inputs::Image(Image::default()),
+            random_order: false,
+            network: false,
+            limits: Limits {
+                vcpus: 1,
+                memory_mib: 256,
+                wall: Some(patience),
+                silent: None,
+                log_bytes: 64 << 10,
+                output_bytes: 0,
+                processes: 64,
+            },
+        }
+    }
+
     /// The machine to run it in.
     pub fn machine(&self) -> Machine<'_> {
         Machine {

@@ -13,6 +13,7 @@ mod events;
 pub(crate) mod handover;
 pub mod jail;
 mod launch;
+mod making;
 pub(crate) mod memory;
 pub mod network;
 mod overhead;
@@ -22,6 +23,7 @@ mod templates;
 mod vcpu;
 mod vm;
 mod vmm;
+mod written;
 
 use std::fs::File;
 use std::io::Write;
@@ -125,7 +127,7 @@ pub struct KvmBackend {
     launcher: Arc<Launcher>,
     templates: Templates,
     /// See [`keep_kvm_on`]. None if KVM is missing; the first job reports that.
-    _keeper: Option<kvm_ioctls::VmFd>,
+    _keeper: Option<Keeper>,
 }
 
 /// Starts VMs of any shape.
@@ -635,16 +637,26 @@ fn open_kvm(path: &Path) -> Result<File, SandboxError> {
     })
 }
 
-/// A VM without processors or memory that lives as long as the backend.
+/// A VM without memory that lives as long as the backend, with a processor that never runs.
 ///
 /// With its first VM the kernel switches virtualisation on, on every processor, and patches the scheduler's code
-/// (`preempt_notifier_key`, Linux: virt/kvm/kvm_main.c, kernel/sched/core.c); after the last it takes both back. With
-/// one VM that stays, builds do not pay for that. It also matters where the box itself is emulated: QEMU's TCG with
-/// several threads can run a stale copy of code that is being patched, and the box's kernel dies of an unexpected int3.
-fn keep_kvm_on(device: &Path) -> Result<kvm_ioctls::VmFd, Box<dyn std::error::Error>> {
+/// (`preempt_notifier_key`, Linux: virt/kvm/kvm_main.c, kernel/sched/core.c); after the last it takes both back. In the same way it
+/// patches KVM's code with the first processor whose APIC is switched off, as each is when it is made, and when none is left
+/// (`apic_sw_disabled`, Linux: arch/x86/kvm/lapic.c). With one of both that stays, builds do not pay for that. It also matters where
+/// the box itself is emulated: QEMU's TCG with several threads can run a stale copy of code that is being patched, and the box's
+/// kernel dies of an unexpected int3.
+fn keep_kvm_on(device: &Path) -> Result<Keeper, Box<dyn std::error::Error>> {
     use std::os::unix::ffi::OsStrExt;
     let device = std::ffi::CString::new(device.as_os_str().as_bytes())?;
-    Ok(kvm_ioctls::Kvm::new_with_path(device)?.create_vm()?)
+    let kvm = kvm_ioctls::Kvm::new_with_path(device)?;
+    let vm = kvm.create_vm()?;
+    Native::prepare_vm(&kvm, &vm, 1)?;
+    Ok(Keeper { _vcpu: vm.create_vcpu(0)?, _vm: vm })
+}
+
+struct Keeper {
+    _vcpu: kvm_ioctls::VcpuFd,
+    _vm: kvm_ioctls::VmFd,
 }
 
 /// The VMM process' main, for `child_main_if_requested`.

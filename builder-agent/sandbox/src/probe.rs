@@ -1,24 +1,20 @@
 //! The probe: runs a guest to find out whether this machine can. No cheaper check is reliable: a `/dev/kvm`
 //! that opens, and whose every ioctl succeeds, may still hang or crash a Linux guest.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Image, Inputs};
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
-use crate::job::{BuilderStatus, Host, Job, Limits, OutputSink, Phases, Run};
+use crate::job::{BuilderStatus, Host, Job, OutputSink, Phases, Run};
 use crate::kvm::{KvmBackend, StartedVm, jail};
 use crate::session::build::{InMachine, run_in};
 
 /// A guest that has not run a shell by then is useless in practice. Hardware takes under a second; a VM in an
 /// emulated VM on a busy machine, ten.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-
-const MEMORY_MIB: u32 = 256;
 
 /// The result of a successful probe.
 #[derive(Debug, Clone)]
@@ -39,35 +35,9 @@ impl std::fmt::Display for Probed {
     }
 }
 
-/// A shell, with nothing around it.
-pub(crate) fn job(script: &str, patience: Duration) -> Job {
-    Job {
-        id: "probe".to_owned(),
-        system: format!("{}-linux", std::env::consts::ARCH),
-        builder: b"/bin/sh".to_vec(),
-        args: vec![b"-c".to_vec(), script.as_bytes().to_vec()],
-        env: BTreeMap::new(),
-        files: Vec::new(),
-        etc: Vec::new(),
-        outputs: BTreeMap::new(),
-        inputs: Inputs::Image(Image::default()),
-        random_order: false,
-        network: false,
-        limits: Limits {
-            vcpus: 1,
-            memory_mib: MEMORY_MIB,
-            wall: Some(patience),
-            silent: None,
-            log_bytes: 64 << 10,
-            output_bytes: 0,
-            processes: 64,
-        },
-    }
-}
-
 /// Boots a guest, runs `/bin/sh -c 'exit 0'` in it, and ends it. Returns within `patience` and a second.
 pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, SandboxError> {
-    let job = job("exit 0", patience);
+    let job = Job::shell("exit 0", patience);
     let began = Instant::now();
     let cancel = Cancel::new();
     let late = Arc::new(AtomicBool::new(false));

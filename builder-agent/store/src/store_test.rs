@@ -424,10 +424,12 @@ fn a_refusal_is_not_worked_out_again_while_nothing_has_changed() {
     let (tell, told) = std::sync::mpsc::channel();
     let locked = store.base.index.lock();
     let again = session.clone();
-    std::thread::spawn(move || tell.send(refused(&again)));
+    let asking = std::thread::spawn(move || tell.send(refused(&again)));
     // No commit is possible meanwhile.
     assert_eq!(told.recv_timeout(std::time::Duration::from_secs(30)), Ok(true));
     drop(locked);
+    // It holds what the session holds until it ends.
+    asking.join().unwrap().unwrap();
     drop(session);
     store.view(&Member::new("alice")).make_room(20_000).unwrap();
 }

@@ -13,9 +13,6 @@
 //! another, so is the template.
 //! Whatever goes wrong with a template, the VM boots.
 
-mod make;
-mod written;
-
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -27,20 +24,21 @@ use guest::protocol::{self, Bytes, Resume, SEED, Tag};
 
 use super::Launcher;
 use super::handover::Shape;
+use super::making;
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
 
 /// What a template was made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Key {
-    shape: Shape,
+pub(super) struct Key {
+    pub shape: Shape,
     kernel: FileId,
     initrd: FileId,
 }
 
 /// A file, and one state of its contents: device, inode, size, change of the inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct FileId([u64; 3], (i64, i64));
+pub(super) struct FileId([u64; 3], (i64, i64));
 
 impl FileId {
     fn of(path: &Path) -> io::Result<FileId> {
@@ -51,7 +49,7 @@ impl FileId {
 
 /// A guest that stands still.
 pub struct Template {
-    key: Key,
+    pub(super) key: Key,
     /// Read-only, here and in every copy.
     pub memory: File,
     /// The parts of `memory` that are not zeros.
@@ -176,7 +174,7 @@ impl Shared {
     fn make(&self, key: Key) {
         let began = Instant::now();
         let Shape { vcpus, memory_mib, .. } = key.shape;
-        let made = make::template(&self.launcher, &key, &self.cancel);
+        let made = making::template(&self.launcher, &key, &self.cancel);
         let mut kept = self.lock();
         kept.is_making = false;
         let attempt = match made {

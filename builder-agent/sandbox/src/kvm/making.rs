@@ -11,14 +11,13 @@ use guest::protocol::Decoder;
 use rustix::event::PollFlags;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, fcntl_add_seals, memfd_create};
 
-use super::{Key, Template, written};
+use super::templates::{Key, Template};
+use super::{Launcher, Running, StartedVm, Work, cannot, handover, written};
 use crate::backend::{FarEnd, Image};
 use crate::cancel::Cancel;
 use crate::cpu_meter::CpuMeter;
 use crate::error::SandboxError;
-use crate::job::{Host, OutputSink};
-use crate::kvm::{Launcher, Running, StartedVm, Work, cannot, handover};
-use crate::probe;
+use crate::job::{Host, Job, OutputSink};
 use crate::session::build::{InMachine, run_in};
 use crate::session::stream::wait;
 
@@ -76,7 +75,7 @@ fn first_copy(
         written: Ok(Vec::new()),
     };
     let machine = InMachine { streams, network: None, started: began.elapsed() };
-    let job = probe::job("echo", HELLO_PATIENCE);
+    let job = Job::shell("echo", HELLO_PATIENCE);
     run_in(&mut running, machine, &job, &mut witness, cancel).result?;
     // Without them each copy takes a little longer.
     Ok(witness.written.unwrap_or_else(|error| {
