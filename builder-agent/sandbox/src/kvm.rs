@@ -217,16 +217,21 @@ impl KvmBackend {
         };
         check_inputs(image.segments.len())?;
         let shape = shape_of(machine, image, self.launcher.config.closure_device);
-        if let Some(template) = self.templates.find(&shape) {
-            let work = Work::Copy { of: &template, alone: false };
-            match self.launcher.start(&shape, image, machine.id, work, cancel) {
-                Err(error) if !cancel.is_cancelled() => self.templates.discard(&template, &error),
-                started => return started,
+        let start = |work| self.launcher.start(&shape, image, machine.id, work, cancel);
+        let Some(template) = self.templates.find(&shape) else {
+            let started = start(Work::Machine)?;
+            self.templates.want(&shape);
+            return Ok(started);
+        };
+        match start(Work::Copy { of: &template, alone: false }) {
+            Err(error) if !cancel.is_cancelled() => {
+                // Only if this one starts was the template to blame: a box that has no network left, or no memory, starts neither.
+                let started = start(Work::Machine)?;
+                self.templates.discard(&template, &error);
+                Ok(started)
             }
+            started => started,
         }
-        let started = self.launcher.start(&shape, image, machine.id, Work::Machine, cancel)?;
-        self.templates.want(&shape);
-        Ok(started)
     }
 }
 

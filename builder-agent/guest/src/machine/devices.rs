@@ -5,7 +5,6 @@
 //! behind the same device.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 
 const BUS: &str = "/sys/bus/virtio";
@@ -51,15 +50,11 @@ fn devices(bus: &Path) -> impl Iterator<Item = (String, u32)> {
 
 fn probe(bus: &Path, of: impl Fn(u32) -> bool) {
     for (name, kind) in devices(bus).filter(|(_, kind)| of(*kind)) {
-        // What a device is missing for, its user says: it waits for the device.
-        if let Err(e) = probe_one(bus, &name) {
+        // Whoever needs the device waits for it, and fails with an error of its own.
+        if let Err(e) = fs::write(bus.join("drivers_probe"), &name) {
             eprintln!("guest: no driver takes the virtio device {name} of type {kind}: {e}");
         }
     }
-}
-
-fn probe_one(bus: &Path, name: &str) -> io::Result<()> {
-    fs::write(bus.join("drivers_probe"), name)
 }
 
 #[cfg(test)]

@@ -360,6 +360,19 @@ mod tests {
         File::open("/dev/null").unwrap()
     }
 
+    /// Of a small VM without a closure.
+    fn config(devices: Vec<DeviceKind>, origin: Origin) -> Config {
+        Config {
+            shape: Shape { vcpus: 1, memory_mib: 512, devices },
+            origin,
+            cmdline: String::new(),
+            uid: None,
+            allow_missing: Vec::new(),
+            only_jail: false,
+            segments: Vec::new(),
+        }
+    }
+
     #[test]
     fn a_closure_of_many_segments_arrives_in_order() {
         let (agent, vmm) = UnixStream::pair().unwrap();
@@ -419,15 +432,7 @@ mod tests {
             for given in 0..8 {
                 let (agent, vmm) = UnixStream::pair().unwrap();
                 let chosen = (0..3).filter(|bit| shown >> bit & 1 == 1).map(|bit: usize| devices[bit]);
-                let config = Config {
-                    shape: Shape { vcpus: 1, memory_mib: 512, devices: chosen.collect() },
-                    cmdline: String::new(),
-                    uid: None,
-                    allow_missing: Vec::new(),
-                    only_jail: false,
-                    origin: Origin::Boot,
-                    segments: Vec::new(),
-                };
+                let config = config(chosen.collect(), Origin::Boot);
                 let files = Files {
                     kvm: fd,
                     kernel: fd,
@@ -464,15 +469,7 @@ mod tests {
         for (shown, origin) in [Origin::Boot, Origin::Template, copy].into_iter().enumerate() {
             for given in 0..3 {
                 let (agent, vmm) = UnixStream::pair().unwrap();
-                let config = Config {
-                    shape: Shape { vcpus: 1, memory_mib: 512, devices: Vec::new() },
-                    origin: origin.clone(),
-                    cmdline: String::new(),
-                    uid: None,
-                    allow_missing: Vec::new(),
-                    only_jail: false,
-                    segments: Vec::new(),
-                };
+                let config = config(Vec::new(), origin.clone());
                 let null = null();
                 let fd = null.as_fd();
                 let files = Files {

@@ -50,8 +50,7 @@ pub fn template(launcher: &Launcher, key: &Key, cancel: &Cancel) -> Result<Templ
     drop((running, streams));
 
     let parts = sealed(&memory).map_err(cannot("seal the memory of a template"))?;
-    let memory = File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))
-        .map_err(cannot("open the memory of a template for reading"))?;
+    let memory = read_only(&memory).map_err(cannot("open the memory of a template for reading"))?;
     let mut template = Template { key: key.clone(), memory, parts, written: Vec::new(), snapshot };
     template.written = first_copy(launcher, &template, cancel)?;
     Ok(template)
@@ -179,8 +178,17 @@ fn memory_file(name: &str, bytes: u64) -> io::Result<File> {
 fn file_of(name: &str, contents: &[u8]) -> io::Result<File> {
     let mut file = memory_file(name, 0)?;
     file.write_all(contents)?;
-    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    // Read-only.
+    seal(&file)?;
+    read_only(&file)
+}
+
+/// From now on nobody can change the file.
+fn seal(file: &File) -> io::Result<()> {
+    Ok(fcntl_add_seals(file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?)
+}
+
+/// The same file, opened for reading alone.
+fn read_only(file: &File) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
@@ -203,7 +211,7 @@ fn sealed(memory: &File) -> io::Result<Vec<(u64, u64)>> {
         // Otherwise a copy that touches a hole would make a page for all.
         fallocate(memory, FallocateFlags::empty(), *offset, *len)?;
     }
-    fcntl_add_seals(memory, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    seal(memory)?;
     Ok(parts)
 }
 

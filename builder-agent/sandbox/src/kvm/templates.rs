@@ -180,7 +180,7 @@ impl Shared {
         let attempt = match made {
             Ok(template) => {
                 let bytes: u64 = template.parts.iter().map(|(_, len)| len).sum();
-                let (mib, took_ms) = (bytes >> 20, began.elapsed().as_millis());
+                let (mib, took_ms) = (bytes >> 20, began.elapsed().as_millis() as u64);
                 tracing::info!(
                     vcpus,
                     memory_mib,
@@ -205,10 +205,8 @@ impl Shared {
 /// The first bytes for a copy: what makes it one of its own.
 pub fn resume() -> io::Result<Vec<u8>> {
     let mut seed = vec![0; SEED];
-    let mut filled = 0;
-    while filled < SEED {
-        filled += rustix::rand::getrandom(&mut seed[filled..], rustix::rand::GetRandomFlags::empty())?;
-    }
+    // So few bytes come whole (getrandom(2)).
+    rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty())?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
     let unix_ns = u64::try_from(now.as_nanos()).map_err(io::Error::other)?;
     protocol::json_frame(Tag::Resume, &Resume { seed: Bytes(seed), unix_ns }).map_err(io::Error::other)

@@ -4,8 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::*;
+use crate::backend::{Image, Inputs, Machine};
 use crate::kvm::handover::DeviceKind;
-use crate::kvm::{KvmConfig, jail};
+use crate::kvm::{KvmBackend, KvmConfig, jail};
 
 struct Dir(PathBuf);
 
@@ -98,6 +99,21 @@ fn a_template_whose_copy_did_not_start_is_not_used_again() {
     templates.discard(&made, &SandboxError::Unavailable { why: "it fell over".into() });
     assert!(templates.find(&shape(256)).is_none());
     assert!(templates.make(&shape(256)).unwrap_err().contains("it fell over"));
+}
+
+#[test]
+fn a_template_is_not_to_blame_when_its_vm_does_not_boot_either() {
+    let (templates, _dir) = templates("blame", 2);
+    let made = template(&templates, 256);
+    templates.shared.lock().all.push((made.key.clone(), Attempt::Made(made)));
+    let launcher = templates.shared.launcher.clone();
+    let backend = KvmBackend { launcher, templates, _keeper: None };
+    let inputs = Inputs::Image(Image::default());
+    let machine =
+        Machine { id: "test", vcpus: 1, memory_mib: 256, inputs: &inputs, network: false, home: false };
+    let error = backend.start_vm(machine, &Cancel::new()).err().unwrap().to_string();
+    assert!(error.contains("no such luck"), "{error}");
+    assert!(backend.templates.find(&shape(256)).is_some());
 }
 
 #[test]
